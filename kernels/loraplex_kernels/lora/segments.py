@@ -1,8 +1,8 @@
 """Which rows of a batch belong to which adapter, and with what weight.
 
-A batch is described by *runs*: consecutive rows that carry the same (adapter, weight) pairs, which is what one sequence
-contributes to a step. From the runs the builder makes one segment per adapter, so that each adapter costs one shrink and
-one expand, however many rows and sequences use it.
+A batch is described by *runs*: consecutive rows that carry the same (adapter, weight) pairs, which is what one
+sequence contributes to a step. From the runs the builder makes one segment per adapter, so that each adapter costs
+one shrink and one expand, however many rows and sequences use it.
 """
 
 import dataclasses

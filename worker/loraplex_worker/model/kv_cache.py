@@ -1,7 +1,7 @@
 """Paged storage of keys and values.
 
-Page-major: everything that a page holds, for all layers, K and V, is one contiguous block, so that a page is the unit of
-allocation for KV and adapters alike.
+Page-major: everything that a page holds, for all layers, K and V, is one contiguous block, so that a page is the
+unit of allocation for KV and adapters alike.
 """
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 class KvCache:
     """[num_pages, num_layers, 2 (K, V), page_size, num_kv_heads, head_dim].
 
-    The pool decides who owns a page; the cache only stores. A page is cleared when its first slot (offset 0) is written,
-    thus leftovers of an earlier owner, NaN included, are never read, even behind a mask.
+    The pool decides who owns a page; the cache only stores. A page is cleared when its first slot (offset 0) is
+    written, thus leftovers of an earlier owner, NaN included, are never read, even behind a mask.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+
 from loraplex_kernels.lora.site_group import SiteGroup
 
 if TYPE_CHECKING:

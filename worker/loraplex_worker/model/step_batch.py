@@ -3,8 +3,9 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from loraplex_kernels.lora.segments import LoraBatch
 from torch import Tensor
+
+from loraplex_kernels.lora.segments import LoraBatch
 
 if TYPE_CHECKING:
     from loraplex_worker.model.lora_weights import LoraWeights
