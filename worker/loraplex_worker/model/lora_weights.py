@@ -1,17 +1,23 @@
 """One adapter in the form that the decoder reads."""
 
 import dataclasses
+import itertools
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from loraplex_kernels.lora.site_group import SiteGroup
+from loraplex_adapters.module import Module
+from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key
+from loraplex_contract.errors import FailedPrecondition
+from loraplex_kernels.lora.site_group import Expand, SiteGroup
+from loraplex_worker.model.model_config import ModelConfig
 
-if TYPE_CHECKING:
-    from loraplex_adapters.spec import AdapterSpec
+StoredTensor = tuple[str, tuple[int, ...], bytes]
+"""(safetensors dtype, shape, row-major little-endian bytes)."""
 
-    from loraplex_worker.model.model_config import ModelConfig
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +32,7 @@ class LayerLora:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoraWeights:
-    """One adapter, cast to the compute dtype. Each site keeps its own scale in float."""
+    """One adapter, cast to the compute dtype. Each site keeps its own scale as a Python float."""
 
     layers: tuple[LayerLora, ...]
     embed_tokens: SiteGroup | None
@@ -37,21 +43,125 @@ class LoraWeights:
     @classmethod
     def from_tensors(
         cls,
-        spec: "AdapterSpec",
-        tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]],
+        spec: AdapterSpec,
+        tensors: Mapping[str, StoredTensor],
         *,
         dtype: torch.dtype,
-        config: "ModelConfig",
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
     ) -> "LoraWeights":
         """Build from what ``AdapterStore.read_tensors`` gives.
 
         Args:
             spec: the sites of the adapter.
-            tensors: name ("layers.3.q_proj.A") -> (safetensors dtype, shape, little-endian bytes).
+            tensors: by name ("layers.3.q_proj.A").
             dtype: compute dtype of the base model.
             config: the base model.
+            device: where the weights go.
 
         Raises:
             FailedPrecondition: a tensor is missing, unknown, of another dtype or shape than spec and base model say.
         """
-        raise NotImplementedError
+        builder = _Builder(spec, tensors, dtype, config, device)
+        layers = tuple(
+            LayerLora(
+                qkv=builder.group(index, Module.Q_PROJ, Module.K_PROJ, Module.V_PROJ),
+                o=builder.group(index, Module.O_PROJ),
+                gate_up=builder.group(index, Module.GATE_PROJ, Module.UP_PROJ),
+                down=builder.group(index, Module.DOWN_PROJ),
+            )
+            for index in range(config.num_layers)
+        )
+        embed, head = builder.group(None, Module.EMBED_TOKENS), builder.group(None, Module.LM_HEAD)
+        builder.refuse_left_over()
+        per_layer = itertools.chain.from_iterable((lora.qkv, lora.o, lora.gate_up, lora.down) for lora in layers)
+        num_bytes = sum(group.num_bytes for group in (*per_layer, embed, head) if group is not None)
+        return cls(layers=layers, embed_tokens=embed, lm_head=head, num_bytes=num_bytes)
+
+
+class _Builder:
+    def __init__(
+        self,
+        spec: AdapterSpec,
+        tensors: Mapping[str, StoredTensor],
+        dtype: torch.dtype,
+        config: ModelConfig,
+        device: torch.device | str,
+    ) -> None:
+        self._sites = {(site.layer, site.module): site for site in spec.sites}
+        self._tensors = tensors
+        self._unread = set(tensors)
+        self._dtype = dtype
+        self._config = config
+        self._device = device
+
+    def group(self, layer: int | None, *modules: Module) -> SiteGroup | None:
+        """Fuse the sites of modules that read one input; takes them off the list of sites still to place."""
+        downs: list[Tensor] = []
+        expands: list[Expand] = []
+        rank_start = out_start = 0
+        for module in modules:
+            in_features, out_features = _features(self._config, module)
+            site = self._sites.pop((layer, module), None)
+            if site is not None:
+                key = site_key(site)
+                downs.append(self._tensor(key + ".A", (site.rank, in_features)))
+                up = self._tensor(key + ".B", (out_features, site.rank))
+                expands.append(_expand(site, up, rank_start, out_start))
+                rank_start += site.rank
+            out_start += out_features
+        if not downs:
+            return None
+        return SiteGroup(a=torch.cat(downs) if len(downs) > 1 else downs[0], expands=tuple(expands))
+
+    def refuse_left_over(self) -> None:
+        odd = sorted([site_key(site) for site in self._sites.values()] + list(self._unread))
+        if odd:
+            raise _refused(f"{len(odd)} sites or tensors do not belong to this base model, e.g. {odd[:8]}")
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in self._tensors:
+            raise _refused(f"tensor {name} is missing")
+        stored, given, data = self._tensors[name]
+        if stored not in _DTYPES or tuple(given) != shape:
+            raise _refused(f"tensor {name} is {stored} {list(given)}; the base model needs a float of {list(shape)}")
+        source = _DTYPES[stored]
+        expected_bytes = shape[0] * shape[1] * source.itemsize
+        if len(data) != expected_bytes:
+            raise _refused(f"tensor {name} has {len(data)} bytes; {stored} {list(shape)} takes {expected_bytes}")
+        assert sys.byteorder == "little", "tensors are stored little-endian"
+        self._unread.discard(name)
+        # A bytearray of its own: torch would warn about the read-only buffer of bytes, and must not share it.
+        values = torch.frombuffer(bytearray(data), dtype=source).view(shape)
+        return values.to(device=self._device, dtype=self._dtype)
+
+
+def _expand(site: LoraSite, up: Tensor, rank_start: int, out_start: int) -> Expand:
+    return Expand(
+        rank_start=rank_start,
+        rank_stop=rank_start + site.rank,
+        out_start=out_start,
+        out_stop=out_start + up.shape[0],
+        b=up,
+        scale=site.scale,
+    )
+
+
+def _features(config: ModelConfig, module: Module) -> tuple[int, int]:
+    """(in_features, out_features); for embed_tokens the input is the vocabulary."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return {
+        Module.Q_PROJ: (hidden, config.q_size),
+        Module.K_PROJ: (hidden, config.kv_size),
+        Module.V_PROJ: (hidden, config.kv_size),
+        Module.O_PROJ: (config.q_size, hidden),
+        Module.GATE_PROJ: (hidden, inner),
+        Module.UP_PROJ: (hidden, inner),
+        Module.DOWN_PROJ: (inner, hidden),
+        Module.EMBED_TOKENS: (config.vocab_size, hidden),
+        Module.LM_HEAD: (hidden, config.vocab_size),
+    }[module]
+
+
+def _refused(message: str) -> FailedPrecondition:
+    return FailedPrecondition(message, reason="ADAPTER_MISMATCH")
