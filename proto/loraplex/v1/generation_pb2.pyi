@@ -525,7 +525,9 @@ class Finish(_message.Message):
     stop_string: _builtins.str
     """With FINISH_REASON_STOP_STRING."""
     stop_token_id: _builtins.int
-    """With FINISH_REASON_EOS and FINISH_REASON_STOP_TOKEN. The id is the last of token_ids, and leaves no text."""
+    """With FINISH_REASON_EOS and FINISH_REASON_STOP_TOKEN: the token that ended it. Not among token_ids, not counted in
+    num_output_tokens, and without text.
+    """
     @_builtins.property
     def usage(self) -> Global___Usage: ...
     @_builtins.property
