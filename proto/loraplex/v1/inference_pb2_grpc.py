@@ -106,8 +106,9 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends requests by id, on whichever call or session they run. Idempotent. The answer says what became of each; the
-        request's own stream gets the finish with FINISH_REASON_CANCELLED.
+        """Ends requests by id, on whichever call or session they run. The answer says what became of each; the request's own
+        stream gets the finish with FINISH_REASON_CANCELLED. NOT_FOUND / REQUEST_NOT_FOUND if none of the ids is running:
+        to repeat a cancel is harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

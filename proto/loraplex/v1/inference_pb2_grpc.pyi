@@ -53,8 +53,9 @@ class InferenceServiceStub:
     stream ends its requests.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CancelRequest, _inference_pb2.CancelResponse]
-    """Ends requests by id, on whichever call or session they run. Idempotent. The answer says what became of each; the
-    request's own stream gets the finish with FINISH_REASON_CANCELLED.
+    """Ends requests by id, on whichever call or session they run. The answer says what became of each; the request's own
+    stream gets the finish with FINISH_REASON_CANCELLED. NOT_FOUND / REQUEST_NOT_FOUND if none of the ids is running:
+    to repeat a cancel is harmless.
     """
 
 @_typing.type_check_only
@@ -80,8 +81,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     stream ends its requests.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_inference_pb2.CancelRequest, _inference_pb2.CancelResponse]  # type: ignore[assignment]
-    """Ends requests by id, on whichever call or session they run. Idempotent. The answer says what became of each; the
-    request's own stream gets the finish with FINISH_REASON_CANCELLED.
+    """Ends requests by id, on whichever call or session they run. The answer says what became of each; the request's own
+    stream gets the finish with FINISH_REASON_CANCELLED. NOT_FOUND / REQUEST_NOT_FOUND if none of the ids is running:
+    to repeat a cancel is harmless.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -134,8 +136,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.CancelResponse, _abc.Awaitable[_inference_pb2.CancelResponse]]:
-        """Ends requests by id, on whichever call or session they run. Idempotent. The answer says what became of each; the
-        request's own stream gets the finish with FINISH_REASON_CANCELLED.
+        """Ends requests by id, on whichever call or session they run. The answer says what became of each; the request's own
+        stream gets the finish with FINISH_REASON_CANCELLED. NOT_FOUND / REQUEST_NOT_FOUND if none of the ids is running:
+        to repeat a cancel is harmless.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
