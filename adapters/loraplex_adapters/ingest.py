@@ -1,0 +1,90 @@
+"""From a PEFT folder to a stored version, with a report of exactly what will be applied."""
+
+import dataclasses
+from pathlib import Path
+
+from loraplex_adapters.base_shape import BaseShape
+from loraplex_adapters.digest import adapter_digest, payload_digest
+from loraplex_adapters.limits import Limits
+from loraplex_adapters.peft_folder import ParsedAdapter, parse_peft_folder
+from loraplex_adapters.spec import KIND_LORA, AdapterSpec, LoraSite, site_key
+from loraplex_adapters.store import AdapterStore
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SiteReport:
+    """What is applied to one module of the base model."""
+
+    key: str
+    """As ``site_key``: ``layers.3.q_proj``, ``embed_tokens`` or ``lm_head``."""
+    rank: int
+    scale: float
+    dtype: str
+    num_bytes: int
+    """Of A and B together."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IngestReport:
+    """The answer to a registration."""
+
+    spec: AdapterSpec
+    sites: tuple[SiteReport, ...]
+    source_sha256: str
+    """Of the adapter_model.safetensors that was read."""
+    notes: tuple[str, ...]
+    """Sentences about what was left out or looks unintended; nothing here changes the result."""
+    is_stored: bool
+    """False after ``validate_only``."""
+
+
+def ingest(
+    folder: Path, *, base: BaseShape, store: AdapterStore, limits: Limits, validate_only: bool = False
+) -> IngestReport:
+    """Check a PEFT folder against the base model, compute its digest and store it.
+
+    Args:
+        folder: holds adapter_config.json and adapter_model.safetensors.
+        validate_only: check and report, store nothing.
+
+    Raises:
+        InvalidArgument: see ``parse_peft_folder``.
+        FailedPrecondition: see ``parse_peft_folder``.
+    """
+    parsed = parse_peft_folder(folder, base, limits)
+    spec = _spec_of(parsed)
+    if not validate_only:
+        store.put(spec, parsed.tensors)
+    return IngestReport(
+        spec=spec,
+        sites=tuple(_site_report(site, parsed) for site in spec.sites),
+        source_sha256=parsed.source_sha256,
+        notes=parsed.notes,
+        is_stored=not validate_only,
+    )
+
+
+def _spec_of(parsed: ParsedAdapter) -> AdapterSpec:
+    num_bytes = sum(len(tensor.data) for tensor in parsed.tensors.values())
+    digest = adapter_digest(
+        kind=KIND_LORA,
+        dtype=parsed.dtype,
+        num_bytes=num_bytes,
+        sites=parsed.sites,
+        payload=payload_digest(parsed.tensors),
+    )
+    return AdapterSpec(
+        digest=digest,
+        kind=KIND_LORA,
+        sites=parsed.sites,
+        dtype=parsed.dtype,
+        num_bytes=num_bytes,
+        max_rank=max(site.rank for site in parsed.sites),
+        base_model_name=parsed.base_model_name,
+    )
+
+
+def _site_report(site: LoraSite, parsed: ParsedAdapter) -> SiteReport:
+    key = site_key(site)
+    num_bytes = sum(len(parsed.tensors[f"{key}.{part}"].data) for part in "AB")
+    return SiteReport(key=key, rank=site.rank, scale=site.scale, dtype=parsed.dtype, num_bytes=num_bytes)

@@ -1,0 +1,198 @@
+"""Which modules of the base model a PEFT config selects, with their ranks and scales: PEFT's own matching rules.
+
+Source: PEFT 0.21, ``check_target_module_exists``, ``get_pattern_key`` and ``LoraModel._create_and_replace``.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from loraplex_adapters.base_shape import BaseShape
+from loraplex_adapters.limits import Limits
+from loraplex_adapters.module import ATTENTION_MODULES, GLOBAL_MODULES, LAYER_MODULES, Module
+from loraplex_adapters.peft_config import PeftConfig
+from loraplex_adapters.refusal import (
+    BASE_MISMATCH,
+    MODULE_UNSUPPORTED,
+    NO_MODULES,
+    NONFINITE,
+    RANK_TOO_LARGE,
+    malformed,
+    quote,
+    unfit,
+)
+from loraplex_adapters.spec import LoraSite
+from loraplex_adapters.target_pattern import TargetPattern
+
+_Number = TypeVar("_Number", int, float)
+_ALL_LINEAR = "all-linear"
+_ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+_OTHER_GLOBAL_PATHS = ("model", "model.layers", "model.norm", "model.rotary_emb")
+_OTHER_LAYER_PATHS = (
+    "",
+    ".self_attn",
+    ".self_attn.q_norm",
+    ".self_attn.k_norm",
+    ".mlp",
+    ".mlp.act_fn",
+    ".input_layernorm",
+    ".post_attention_layernorm",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What a config selects in one base model."""
+
+    sites: tuple[LoraSite, ...]
+    """In the order of ``site_order``; never empty."""
+    unmatched_names: tuple[str, ...]
+    """Entries of target_modules that name nothing in this base model."""
+
+
+def module_path(layer: int | None, module: Module) -> str:
+    """Full name of a module in a Hugging Face causal LM, e.g. ``model.layers.3.mlp.up_proj``."""
+    if layer is not None:
+        block = "self_attn" if module in ATTENTION_MODULES else "mlp"
+        return f"model.layers.{layer}.{block}.{module.value}"
+    return "lm_head" if module is Module.LM_HEAD else f"model.{module.value}"
+
+
+def module_paths(base: BaseShape) -> dict[str, tuple[int | None, Module]]:
+    """Every module that LoRA can change, by full name, in site order."""
+    layered = [(layer, module) for layer in range(base.num_layers) for module in LAYER_MODULES]
+    places: list[tuple[int | None, Module]] = [*layered, *((None, module) for module in GLOBAL_MODULES)]
+    return {module_path(layer, module): (layer, module) for layer, module in places}
+
+
+def resolve_targets(config: PeftConfig, base: BaseShape, limits: Limits) -> Targets:
+    """The sites that PEFT would make for this config on this base model.
+
+    Raises:
+        FailedPrecondition: nothing selected (ADAPTER_NO_MODULES), a selected module that LoRA cannot change
+            (ADAPTER_MODULE_UNSUPPORTED), a layer beyond the base's (ADAPTER_BASE_MISMATCH), a rank above the limit
+            (ADAPTER_RANK_TOO_LARGE).
+        InvalidArgument: a scale that overflows (ADAPTER_NONFINITE).
+    """
+    _check_layers_exist(config, base)
+    selector = _Selector(config)
+    other = next((path for path in _other_paths(base) if selector.selects(path)), None)
+    if other is not None:
+        message = f"target_modules selects {other!r}, which is no linear or embedding module; name projections only"
+        raise unfit(message, reason=MODULE_UNSUPPORTED, module=other)
+    selected = {path: place for path, place in module_paths(base).items() if selector.selects(path)}
+    if not selected:
+        message = f"target_modules {quote(config.target_modules)} selects no module of the base model"
+        raise unfit(message, reason=NO_MODULES)
+    sizes = _Sizes(config)
+    sites = tuple(_site(path, layer, module, sizes, limits) for path, (layer, module) in selected.items())
+    return Targets(sites=sites, unmatched_names=_unmatched_names(config, base))
+
+
+class _Selector:
+    """``check_target_module_exists`` for one config."""
+
+    def __init__(self, config: PeftConfig) -> None:
+        self._config = config
+        self._targets = _NameRule("target_modules", config.target_modules)
+        self._excludes = _NameRule("exclude_modules", config.exclude_modules) if config.exclude_modules else None
+        template = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+        self._layer_patterns = [
+            TargetPattern(pattern, field="layers_pattern", template=template) for pattern in config.layers_pattern
+        ]
+
+    def selects(self, path: str) -> bool:
+        if self._excludes is not None and self._excludes.selects(path):
+            return False
+        if isinstance(self._config.target_modules, str) or path in self._config.target_modules:
+            return self._targets.selects(path)  # a full name is not subject to layers_to_transform
+        return self._targets.selects(path) and self._is_in_layers(path)
+
+    def _is_in_layers(self, path: str) -> bool:
+        if self._config.layers_to_transform is None:
+            return True
+        index = self._layer_index(path)
+        return index is not None and int(index) in self._config.layers_to_transform
+
+    def _layer_index(self, path: str) -> str | None:
+        if not self._layer_patterns:
+            match = _ANY_LAYER.match(path)
+            return match.group("idx") if match else None
+        for pattern in self._layer_patterns:
+            if pattern.matches_start_of(path):
+                return pattern.group_at_start_of(path, "idx")
+        return None
+
+
+class _NameRule:
+    """A list of names (full, or dotted suffixes), a regular expression over the full name, or "all-linear"."""
+
+    def __init__(self, field: str, names: tuple[str, ...] | str) -> None:
+        self._is_all_linear = field == "target_modules" and isinstance(names, str) and names.lower() == _ALL_LINEAR
+        self._pattern: TargetPattern | None = None
+        self._names: frozenset[str] = frozenset()
+        self._suffixes: tuple[str, ...] = ()
+        if isinstance(names, str):
+            self._pattern = None if self._is_all_linear else TargetPattern(names, field=field)
+        else:
+            self._names, self._suffixes = frozenset(names), tuple(f".{name}" for name in names)
+
+    def selects(self, path: str) -> bool:
+        if self._is_all_linear:
+            return path.rpartition(".")[2] in LAYER_MODULES
+        if self._pattern is not None:
+            return self._pattern.matches_all_of(path)
+        return path in self._names or path.endswith(self._suffixes)
+
+
+class _Sizes:
+    """Rank and alpha of one module: the first pattern that matches its name, or the config's default."""
+
+    def __init__(self, config: PeftConfig) -> None:
+        self._config = config
+        self._ranks = _compile("rank_pattern", config.rank_pattern)
+        self._alphas = _compile("alpha_pattern", config.alpha_pattern)
+
+    def of(self, path: str) -> tuple[int, float]:
+        """(rank, scale)."""
+        rank = next((rank for pattern, rank in self._ranks if pattern.matches_start_of(path)), self._config.r)
+        alphas = (alpha for pattern, alpha in self._alphas if pattern.matches_start_of(path))
+        return rank, self._config.scale(next(alphas, self._config.lora_alpha), rank)
+
+
+def _compile(field: str, patterns: Mapping[str, _Number]) -> list[tuple[TargetPattern, _Number]]:
+    template = r"(.*\.)?({})$"
+    return [(TargetPattern(key, field=field, template=template), value) for key, value in patterns.items()]
+
+
+def _site(path: str, layer: int | None, module: Module, sizes: _Sizes, limits: Limits) -> LoraSite:
+    rank, scale = sizes.of(path)
+    if rank > limits.max_rank:
+        message = f"{path} has rank {rank}; this server serves ranks up to {limits.max_rank}"
+        raise unfit(message, reason=RANK_TOO_LARGE, module=path, rank=str(rank), max_rank=str(limits.max_rank))
+    if abs(scale) > limits.max_abs_scale:
+        message = f"{path} has scale {scale:g}; at most {limits.max_abs_scale:g} can be computed. Check lora_alpha"
+        raise malformed(message, reason=NONFINITE, module=path)
+    return LoraSite(layer=layer, module=module, rank=rank, scale=scale)
+
+
+def _check_layers_exist(config: PeftConfig, base: BaseShape) -> None:
+    beyond = [layer for layer in config.layers_to_transform or () if layer >= base.num_layers]
+    if beyond:
+        message = f"layers_to_transform names layer {beyond[0]}; the base model has layers 0 to {base.num_layers - 1}"
+        raise unfit(message, reason=BASE_MISMATCH, field="layers_to_transform")
+
+
+def _other_paths(base: BaseShape) -> Iterator[str]:
+    """Modules that a pattern could select by mistake; PEFT fails on them, so no such adapter was ever trained."""
+    yield from _OTHER_GLOBAL_PATHS
+    for layer in range(base.num_layers):
+        yield from (f"model.layers.{layer}{suffix}" for suffix in _OTHER_LAYER_PATHS)
+
+
+def _unmatched_names(config: PeftConfig, base: BaseShape) -> tuple[str, ...]:
+    if isinstance(config.target_modules, str):
+        return ()
+    paths = list(module_paths(base))
+    return tuple(name for name in config.target_modules if not any(p == name or p.endswith(f".{name}") for p in paths))
