@@ -76,9 +76,7 @@ class PagePool:
         return tuple(self._owned.get(owner, ()))
 
     def counts(self) -> PageCounts:
-        return PageCounts(
-            free=len(self._free), kv=self._num_kv, adapter=self._num_adapter, total=self._num_pages
-        )
+        return PageCounts(free=len(self._free), kv=self._num_kv, adapter=self._num_adapter, total=self._num_pages)
 
     def check(self) -> None:
         """Assert that every page is in exactly one place and that the counters say so. O(pages)."""

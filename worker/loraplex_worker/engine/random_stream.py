@@ -2,9 +2,10 @@
 
     uniform(seed, position) = (mix(mix(seed + G) ^ mix(position + 2 G)) >> 11) * 2**-53
 
-``mix`` is the finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014,
-with Stafford's variant 13 constants), G its golden gamma; all arithmetic is on unsigned 64-bit integers. There is no state:
-a sequence that is preempted, moved or replayed draws the same numbers, whatever else is in its batch, on every platform.
+``mix`` is the finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA
+2014, with Stafford's variant 13 constants), G its golden gamma; all arithmetic is on unsigned 64-bit integers. There is
+no state: a sequence that is preempted, moved or replayed draws the same numbers, whatever else is in its batch, on
+every platform.
 """
 
 _MASK = (1 << 64) - 1
