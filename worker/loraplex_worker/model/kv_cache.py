@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 class KvCache:
-    """[num_pages, num_layers, 2 (K, V), page_size, num_kv_heads, head_dim].
+    """[num_pages, num_layers, 2 (K, V), num_kv_heads, page_size, head_dim].
+
+    Heads outside tokens: a gather of pages, head by head, then gives [heads, tokens, head_dim] without a transpose.
 
     The pool decides who owns a page; the cache only stores. A page is cleared when its first slot (offset 0) is
     written, thus leftovers of an earlier owner, NaN included, are never read, even behind a mask.
@@ -32,10 +34,11 @@ class KvCache:
         self.page_size = page_size
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
-        shape = (num_pages, num_layers, 2, page_size, num_kv_heads, head_dim)
+        shape = (num_pages, num_layers, 2, num_kv_heads, page_size, head_dim)
         self.storage = torch.zeros(shape, dtype=dtype, device=device)
-        self._token_rows = self.storage.view(-1, num_kv_heads * head_dim)
-        self._page_blocks = self.storage.view(-1, page_size * num_kv_heads * head_dim)
+        self._token_rows = self.storage.view(-1, head_dim)
+        self._head_blocks = self.storage.view(-1, page_size * head_dim)
+        self._heads = torch.arange(num_kv_heads, device=device)
 
     @staticmethod
     def bytes_per_page(*, num_layers: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -54,37 +57,36 @@ class KvCache:
             self.storage.index_fill_(0, pages, 0)
 
     def write_rows(self, slots: Tensor) -> Tensor:
-        """Precompute, once per step, where ``write`` puts K of layer 0: [T] int64 rows of the token-row view."""
+        """Precompute, once per step, where ``write`` puts K of layer 0: [T * num_kv_heads] int64."""
         page, offset = slots // self.page_size, slots % self.page_size
-        return page * (self.num_layers * 2 * self.page_size) + offset
+        first = page * (self.num_layers * 2 * self.num_kv_heads * self.page_size) + offset
+        return (first.unsqueeze(1) + self._heads * self.page_size).view(-1)
 
     def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store [T, num_kv_heads * head_dim] keys and values of one layer; ``rows`` come from ``write_rows``."""
-        at = rows + layer * 2 * self.page_size
-        self._token_rows.index_copy_(0, at, keys)
-        self._token_rows.index_copy_(0, at + self.page_size, values)
+        """Store keys and values of one layer, each [T, num_kv_heads, head_dim]; ``rows`` come from ``write_rows``."""
+        stride = self.num_kv_heads * self.page_size
+        at = rows + layer * 2 * stride
+        self._token_rows.index_copy_(0, at, keys.reshape(-1, self.head_dim))
+        self._token_rows.index_copy_(0, at + stride, values.reshape(-1, self.head_dim))
 
     def gather_blocks(self, page_ids: Tensor) -> Tensor:
-        """Precompute, once per step, the K and V blocks of layer 0 of pages [...]: [2, ...] int64."""
-        keys = page_ids * (self.num_layers * 2)
-        return torch.stack((keys, keys + 1))
+        """Precompute, once per step, which blocks of layer 0 hold pages [B, P]: [2, B, num_kv_heads, P] int64."""
+        keys = page_ids.unsqueeze(1) * (self.num_layers * 2 * self.num_kv_heads) + self._heads.unsqueeze(1)
+        return torch.stack((keys, keys + self.num_kv_heads))
 
-    def gather(self, layer: int, blocks: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def gather(self, layer: int, blocks: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of padded page tables.
 
         Args:
             layer: which layer.
-            blocks: [2, B, P] from ``gather_blocks``.
-            out: optional [2 * B * P, page_size * num_kv_heads * head_dim] buffer to fill.
+            blocks: [2, B, num_kv_heads, P] from ``gather_blocks``.
+            out: [2 * B * num_kv_heads * P, page_size * head_dim], filled; the result is a view of it.
 
         Returns:
-            keys and values, each [B, P * page_size, num_kv_heads, head_dim].
+            keys and values, each [B * num_kv_heads, P * page_size, head_dim], contiguous.
         """
-        flat = (blocks + layer * 2).view(-1)
-        if out is None:
-            taken = self._page_blocks.index_select(0, flat)
-        else:
-            taken = torch.index_select(self._page_blocks, 0, flat, out=out)
-        _, rows, pages = blocks.shape
-        both = taken.view(2, rows, pages * self.page_size, self.num_kv_heads, self.head_dim)
+        flat = (blocks + layer * 2 * self.num_kv_heads).view(-1)
+        torch.index_select(self._head_blocks, 0, flat, out=out)
+        _, sequences, heads, pages = blocks.shape
+        both = out.view(2, sequences * heads, pages * self.page_size, self.head_dim)
         return both[0], both[1]

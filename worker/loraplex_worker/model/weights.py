@@ -1,4 +1,4 @@
-"""The base model's weights, streamed tensor by tensor from a Hugging Face folder into the layout that the decoder reads."""
+"""The base model's weights, read tensor by tensor from a Hugging Face folder into the layout that the decoder uses."""
 
 import dataclasses
 from pathlib import Path

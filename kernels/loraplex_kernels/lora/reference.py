@@ -1,0 +1,53 @@
+"""The specification of grouped LoRA: one row at a time, one adapter at a time. Any dtype, float64 included; slow.
+
+Every faster implementation must agree with this one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from loraplex_kernels.lora.segments import AdapterPairs
+from loraplex_kernels.lora.site_group import SiteGroup
+
+
+def lora_rows(x: Tensor, base: Tensor, rows: Sequence[AdapterPairs], groups: Sequence[SiteGroup | None]) -> Tensor:
+    """``base[t, out of site] + sum over (adapter, weight) of weight * scale * (x[t] @ A^T) @ B^T``.
+
+    Args:
+        x: [T, in_features].
+        base: [T, out_features], the outputs of the base linear; left as it is.
+        rows: the (adapter, weight) pairs of each row.
+        groups: by adapter index; None where the adapter does not change this linear.
+
+    Returns:
+        [T, out_features].
+    """
+    result = base.clone()
+    for row, pairs in enumerate(rows):
+        for adapter, weight in pairs:
+            group = groups[adapter]
+            if group is not None:
+                result[row] += weight * _delta(group, group.a @ x[row], base.shape[1])
+    return result
+
+
+def lora_embedding_rows(
+    token_ids: Tensor, base: Tensor, rows: Sequence[AdapterPairs], groups: Sequence[SiteGroup | None]
+) -> Tensor:
+    """``base[t] + sum of weight * scale * A[:, token_ids[t]] @ B^T``; A is [rank, vocab]."""
+    result = base.clone()
+    for row, pairs in enumerate(rows):
+        for adapter, weight in pairs:
+            group = groups[adapter]
+            if group is not None:
+                result[row] += weight * _delta(group, group.a[:, int(token_ids[row])], base.shape[1])
+    return result
+
+
+def _delta(group: SiteGroup, shrunk: Tensor, out_features: int) -> Tensor:
+    delta = torch.zeros(out_features, dtype=shrunk.dtype)
+    for site in group.expands:
+        delta[site.out_start : site.out_stop] += site.scale * (site.b @ shrunk[site.rank_start : site.rank_stop])
+    return delta
