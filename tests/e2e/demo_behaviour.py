@@ -1,7 +1,7 @@
 """What each demo adapter can do that the base model does not: held-out prompts and a checker for the answers.
 
-Plain Python, so that the end-to-end test, the trainer and a reader may all use it. ``examples/adapters/train.py`` leaves
-every prompt of this page out of its training data.
+Plain Python, so that the end-to-end test, the trainer and a reader may all use it.
+``examples/adapters/train.py`` leaves every prompt of this page out of its training data.
 """
 
 import dataclasses
@@ -96,8 +96,8 @@ SQL_QUESTIONS = (
         table="bridges",
         text_columns=("label", "builder"),
         number_columns=("span", "lanes"),
-        question="List the builder of all bridges, sorted by span.",
-        expected="SELECT builder FROM bridges ORDER BY span",
+        question="List the label of all bridges, sorted by span.",
+        expected="SELECT label FROM bridges ORDER BY span",
     ),
     SqlQuestion(
         table="farms",
@@ -123,13 +123,14 @@ def check_sql(prompt: str, answer: str) -> bool:
     if not statement.upper().startswith("SELECT") or ";" in statement:
         return False
     database = _filled_database(question)
+    # A model's statement may loop for ever; this ends it.
+    database.set_progress_handler(lambda: 1, 1_000_000)
     try:
-        # On the prompt's own table only: the database is in memory and holds nothing else.
         rows = database.execute(statement).fetchall()
     except sqlite3.Error:
         return False
     expected = database.execute(question.expected).fetchall()
-    return rows == expected if "ORDER BY" in question.expected else sorted(rows) == sorted(expected)
+    return rows == expected if "ORDER BY" in question.expected else sorted(rows, key=repr) == sorted(expected, key=repr)
 
 
 def _filled_database(question: SqlQuestion) -> sqlite3.Connection:
@@ -140,8 +141,8 @@ def _filled_database(question: SqlQuestion) -> sqlite3.Connection:
     columns = question.text_columns + question.number_columns
     database.execute(f"CREATE TABLE {question.table} ({', '.join(columns)})")
     for row in range(40):
-        texts = [f"{words[(row + i) % len(words)]}" if i else f"row {row}" for i in range(len(question.text_columns))]
-        numbers = [limits[0] + (row * (7 + 4 * i)) % 40 - 20 for i in range(len(question.number_columns))]
+        texts = [words[(row + i) % len(words)] if i else f"row {row}" for i in range(len(question.text_columns))]
+        numbers = [limits[0] + (row * (7 + 4 * i)) % 40 - 20 + 5 * i for i in range(len(question.number_columns))]
         marks = ", ".join("?" * len(columns))
         database.execute(f"INSERT INTO {question.table} VALUES ({marks})", [*texts, *numbers])
     return database

@@ -1,0 +1,155 @@
+"""Two services for the end-to-end tests: a fast one around a tiny random model, and the real one as users start it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
+from loraplex_contract.channel import CLIENT_OPTIONS
+from tests.e2e.processes import Cluster, Process, cluster, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY_ADAPTERS = ("alpha", "beta", "gamma")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(smollm2_folder, tmp_path_factory) -> Path:
+    """Two random layers under the real tokenizer: steps take a few milliseconds, answers are noise."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=json.loads((smollm2_folder / "config.json").read_text())["vocab_size"],
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(smollm2_folder / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tiny_model, tmp_path_factory) -> dict[str, Path]:
+    """Three adapters for the tiny model that change its answers, as PEFT saves them."""
+    folder = tmp_path_factory.mktemp("tiny-adapters")
+    result = {}
+    for number, name in enumerate(TINY_ADAPTERS):
+        torch.manual_seed(100 + number)
+        model = LlamaForCausalLM.from_pretrained(tiny_model)
+        peft = get_peft_model(model, LoraConfig(r=2 + number, target_modules=["q_proj", "v_proj", "down_proj"]))
+        for key, tensor in peft.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(tensor.data, std=0.5)
+        peft.save_pretrained(folder / name)
+        result[name] = folder / name
+    return result
+
+
+def register(address: str, name: str, folder: Path, *, token: str | None = None, **fields) -> adapter_pb2.Adapter:
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(address, options=CLIENT_OPTIONS) as channel:
+        stub = adapter_pb2_grpc.AdapterServiceStub(channel)
+        request = adapter_pb2.RegisterAdapterRequest(name=name, uri=folder.as_uri(), **fields)
+        return stub.RegisterAdapter(request, timeout=30, metadata=metadata).adapter
+
+
+def is_serving(address: str) -> bool:
+    """Whether the frontend's health service says that generation works."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        request = health_pb2.HealthCheckRequest(service="loraplex.v1.InferenceService")
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
+        except grpc.RpcError:
+            return False
+    return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+class Service:
+    """Addresses of a running service, and the processes behind it."""
+
+    def __init__(self, address: str, admin_address: str, processes: Cluster | Process) -> None:
+        self.address = address
+        self.admin_address = admin_address
+        self.processes = processes
+
+
+@pytest.fixture(scope="session")
+def tiny_service(tiny_model, tiny_adapters, tmp_path_factory) -> Iterator[Service]:
+    with cluster(tmp_path_factory.mktemp("tiny-service"), tiny_model) as running:
+        yield start_all(running, tiny_adapters)
+
+
+def start_all(running: Cluster, adapters: dict[str, Path], *frontend_flags: str) -> Service:
+    """Scheduler, one worker, one frontend; returns when it serves and the adapters are registered."""
+    running.start_scheduler()
+    running.start_worker("--dtype", "fp32", "--kv-pool-bytes", str(32 << 20), "--max-sequences", "320")
+    roots = [flag for folder in adapters.values() for flag in ("--adapter-roots", str(folder))]
+    ports = running.start_frontend(*roots, *frontend_flags).ports()
+    wait_until(lambda: is_serving(ports["listen"]), 60, "the tiny service serves")
+    for name, folder in adapters.items():
+        register(ports["listen"], name, folder)
+    return Service(ports["listen"], ports["admin_listen"], running)
+
+
+@pytest.fixture(scope="session")
+def real_service(tmp_path_factory) -> Iterator[Service]:
+    """What `make serve` starts, on free ports, with a data folder of its own."""
+    folder = tmp_path_factory.mktemp("real-service")
+    arguments = [
+        "loraplex_cli.main",
+        "up",
+        "--demo-adapters",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        str(folder / "data"),
+    ]
+    process = Process("up", [*arguments, "--port-file", str(folder / "up.port.json")], folder)
+    try:
+        ports = process.ports()
+        wait_until(lambda: is_serving(ports["listen"]), 90, "the real service serves")
+        yield Service(ports["listen"], ports["admin_listen"], process)
+    finally:
+        assert process.stop() == 0, process.log()[-3000:]
+
+
+def run(
+    *command: str, timeout_s: float = 120, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A command from the repository's root, as a user would type it."""
+    import os
+
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment},
+    )
