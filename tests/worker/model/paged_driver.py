@@ -5,12 +5,13 @@ import math
 import random
 
 import torch
+from torch import Tensor
+
 from loraplex_kernels.lora.segments import AdapterPairs, LoraBatch
 from loraplex_worker.model.decoder import Decoder
 from loraplex_worker.model.kv_cache import KvCache
 from loraplex_worker.model.lora_weights import LoraWeights
 from loraplex_worker.model.step_batch import Span, StepBatch
-from torch import Tensor
 
 
 @dataclasses.dataclass(slots=True)

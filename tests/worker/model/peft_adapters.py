@@ -8,11 +8,12 @@ from typing import Any
 
 import peft
 import torch
+from torch import Tensor
+
 from loraplex_adapters.module import Module
 from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key, site_order
 from loraplex_worker.model.lora_weights import LoraWeights, StoredTensor
 from loraplex_worker.model.model_config import ModelConfig
-from torch import Tensor
 
 _PATH = re.compile(r"(?:layers\.(\d+)\..*\.)?(\w+)$")
 

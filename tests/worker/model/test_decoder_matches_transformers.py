@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from loraplex_worker.model.decoder import Decoder
 from loraplex_worker.model.model_config import ModelConfig
 from loraplex_worker.model.weights import load_weights
-from torch import Tensor
-
 from tests.worker.model.paged_driver import PagedDriver, Sequence
 from tests.worker.model.tiny_models import VARIANTS, make_model, save
 

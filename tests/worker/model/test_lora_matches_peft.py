@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from loraplex_contract.errors import FailedPrecondition
 from loraplex_kernels.lora.segments import AdapterPairs
 from loraplex_worker.model.decoder import Decoder
 from loraplex_worker.model.lora_weights import LoraWeights
 from loraplex_worker.model.model_config import ModelConfig
 from loraplex_worker.model.weights import load_weights
-from torch import Tensor
-
 from tests.worker.model.paged_driver import PagedDriver, Sequence
 from tests.worker.model.peft_adapters import PeftAdapter, make_adapter
 from tests.worker.model.tiny_models import make_model, save
