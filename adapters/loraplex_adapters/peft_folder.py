@@ -10,7 +10,7 @@ from loraplex_adapters.limits import Limits
 from loraplex_adapters.peft_config import CONFIG_NAME, parse_peft_config
 from loraplex_adapters.peft_targets import resolve_targets
 from loraplex_adapters.peft_tensors import check_tensors
-from loraplex_adapters.refusal import FORMAT, SOURCE_NOT_FOUND, malformed, quote
+from loraplex_adapters.refusal import FORMAT, SOURCE_NOT_FOUND, malformed
 from loraplex_adapters.regular_file import read_small_file
 from loraplex_adapters.safetensors_file import read_tensor_file
 from loraplex_adapters.spec import LoraSite
@@ -62,14 +62,13 @@ def parse_peft_folder(folder: Path, base: BaseShape, limits: Limits) -> ParsedAd
     finally:
         os.close(dir_fd)
     checked = check_tensors(file.tensors, targets.sites, base)
-    unmatched = tuple(f"target_modules names {quote(n)}: no such module here" for n in targets.unmatched_names)
     return ParsedAdapter(
         sites=targets.sites,
         tensors=checked.tensors,
         dtype=next(iter(checked.tensors.values())).dtype,
         base_model_name=config.base_model_name,
         source_sha256=hashlib.sha256(file.data).hexdigest(),
-        notes=checked.notes + unmatched,
+        notes=targets.notes + checked.notes,
     )
 
 

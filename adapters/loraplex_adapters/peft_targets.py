@@ -5,7 +5,7 @@ Source: PEFT 0.21, ``check_target_module_exists``, ``get_pattern_key`` and ``Lor
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from loraplex_adapters.base_shape import BaseShape
@@ -47,8 +47,8 @@ class Targets:
 
     sites: tuple[LoraSite, ...]
     """In the order of ``site_order``; never empty."""
-    unmatched_names: tuple[str, ...]
-    """Entries of target_modules that name nothing in this base model."""
+    notes: tuple[str, ...]
+    """What looks unintended in the selection, for the report."""
 
 
 def module_path(layer: int | None, module: Module) -> str:
@@ -87,7 +87,8 @@ def resolve_targets(config: PeftConfig, base: BaseShape, limits: Limits) -> Targ
         raise unfit(message, reason=NO_MODULES)
     sizes = _Sizes(config)
     sites = tuple(_site(path, layer, module, sizes, limits) for path, (layer, module) in selected.items())
-    return Targets(sites=sites, unmatched_names=_unmatched_names(config, base))
+    notes = [f"target_modules names {quote(name)}: no such module here" for name in _unmatched_names(config, base)]
+    return Targets(sites=sites, notes=(*notes, *sizes.unused_patterns(selected), *sizes.ambiguities(selected)))
 
 
 class _Selector:
@@ -157,8 +158,33 @@ class _Sizes:
     def of(self, path: str) -> tuple[int, float]:
         """(rank, scale)."""
         rank = next((rank for pattern, rank in self._ranks if pattern.matches_start_of(path)), self._config.r)
-        alphas = (alpha for pattern, alpha in self._alphas if pattern.matches_start_of(path))
-        return rank, self._config.scale(next(alphas, self._config.lora_alpha), rank)
+        return rank, self._config.scale(next(self._alphas_of(path), self._config.lora_alpha), rank)
+
+    def unused_patterns(self, paths: Iterable[str]) -> list[str]:
+        """A note for each of the two fields that has patterns without any selected module."""
+        names = list(paths)
+        notes = []
+        for field, patterns in (("rank_pattern", self._ranks), ("alpha_pattern", self._alphas)):
+            unused = [p.text for p, _ in patterns if not any(p.matches_start_of(name) for name in names)]
+            if unused:
+                notes.append(
+                    f"{field}: {len(unused)} patterns match no selected module, the first is {quote(unused[0])}"
+                )
+        return notes
+
+    def ambiguities(self, paths: Iterable[str]) -> list[str]:
+        """At most one note: PEFT sorts the patterns when it saves, so training may have used another order."""
+        for path in paths:
+            alphas = dict.fromkeys(self._alphas_of(path))
+            if len(alphas) > 1:
+                first, second = list(alphas)[:2]
+                return [
+                    f"alpha_pattern gives {path} both {first} and {second}; as in PEFT the first in the file counts"
+                ]
+        return []
+
+    def _alphas_of(self, path: str) -> Iterator[int | float]:
+        return (alpha for pattern, alpha in self._alphas if pattern.matches_start_of(path))
 
 
 def _compile(field: str, patterns: Mapping[str, _Number]) -> list[tuple[TargetPattern, _Number]]:

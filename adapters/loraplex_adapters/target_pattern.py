@@ -28,6 +28,7 @@ class TargetPattern:
             InvalidArgument: Python's ``re``, and so PEFT, does not take it (ADAPTER_MALFORMED).
             FailedPrecondition: RE2 does not take it or reads it differently (ADAPTER_FEATURE_UNSUPPORTED).
         """
+        self.text = pattern
         composed = template.replace("{}", pattern)
         if any(spelling in pattern for spelling in _READ_DIFFERENTLY):
             raise _inexpressible(pattern, field)
