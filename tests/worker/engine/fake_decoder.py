@@ -1,7 +1,7 @@
 """A model whose next token depends on everything that the engine must get right, and on nothing else.
 
 Each row stores (token id, mark of its adapters) at its slot; the logits of a row are pseudo-random numbers keyed by
-what the sequence's pages give back for every position so far. Thus a wrong page, slot, position, adapter or weight shows
+what the sequence's pages give back for every position so far. A wrong page, slot, position, adapter or weight shows
 in the output, and a row's logits do not depend on the rest of the batch.
 """
 
@@ -38,7 +38,8 @@ class FakeDecoder:
         kv.open_pages(batch.slots)
         keys = torch.stack((batch.token_ids.double(), _marks(batch)), dim=1)
         values = torch.stack((batch.positions.double(), torch.zeros(len(batch.token_ids)).double()), dim=1)
-        kv.write(0, kv.write_rows(batch.slots), keys, values)
+        page, offset = batch.slots // kv.page_size, batch.slots % kv.page_size
+        _entries(kv)[page, 0, offset], _entries(kv)[page, 1, offset] = keys, values
         logits = torch.empty(len(batch.logit_rows), self.config.vocab_size)
         for index, row in enumerate(batch.logit_rows.tolist()):
             logits[index] = self._logits(row, batch, kv)
@@ -47,9 +48,8 @@ class FakeDecoder:
     def _logits(self, row: int, batch: StepBatch, kv: KvCache) -> Tensor:
         span = next(span for span in batch.spans if span.start_row <= row < span.start_row + span.num_rows)
         num_seen = span.context_len - span.num_rows + row - span.start_row + 1
-        pages = kv.storage[list(span.page_ids), 0]
-        keys, values = pages[:, 0].flatten(0, 1), pages[:, 1].flatten(0, 1)
-        context, positions = keys[:num_seen, 0], values[:num_seen, 0, 0]
+        pages = _entries(kv)[list(span.page_ids)]
+        context, positions = pages[:, 0].flatten(0, 1)[:num_seen], pages[:, 1].flatten(0, 1)[:num_seen, 0]
         assert positions.tolist() == list(range(num_seen)), "a page holds another place of the context"
         if batch.token_ids[row].item() in self.poison:
             return torch.full((self.config.vocab_size,), torch.nan)
@@ -68,6 +68,11 @@ class FakeDecoder:
         assert row == len(batch.token_ids) == len(batch.positions) == len(batch.slots)
         lengths = [span.num_rows != 1 for span in batch.spans]
         assert lengths == sorted(lengths), "decode spans come first"
+
+
+def _entries(kv: KvCache) -> Tensor:
+    """[num_pages, 2, page_size, 2]: with one layer and one head the order of the other dimensions does not matter."""
+    return kv.storage.view(kv.num_pages, 2, kv.page_size, 2)
 
 
 def _marks(batch: StepBatch) -> Tensor:

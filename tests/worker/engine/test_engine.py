@@ -199,14 +199,11 @@ def test_a_preempted_sequence_goes_on_with_the_tokens_it_would_have_had(changes:
 
 
 def test_minimum_length_counts_emitted_tokens():
-    first = run_alone(small_engine(), admit(1, max_tokens=6))
-    stop = {"stop_token_ids": tuple(range(40)), "allowed_token_ids": (), "max_tokens": 9}
-    run = EngineRun(small_engine())
-    run.sequences[1] = SequenceRun(tokens=first.tokens[:4])
-    run.engine.apply(admit(1, emitted_ids=tuple(first.tokens[:4]), min_tokens=4, **stop))
+    whole = run_alone(small_engine(), admit(1, max_tokens=6)).tokens
+    run = EngineRun(small_engine(), sequences={1: SequenceRun(tokens=whole[:4])})
+    run.engine.apply(admit(1, emitted_ids=tuple(whole[:4]), min_tokens=4, max_tokens=6, stop_token_ids=(whole[4],)))
     run.until_idle()
-    assert run.sequences[1].finish is Finish.STOP_TOKEN
-    assert len(run.sequences[1].tokens) == 4
+    assert run.sequences[1] == SequenceRun(tokens=whole[:4], finish=Finish.STOP_TOKEN, stop_token_id=whole[4])
 
 
 def test_a_stop_token_ends_the_sequence_and_is_named_but_not_emitted():

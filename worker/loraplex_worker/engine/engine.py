@@ -55,17 +55,17 @@ class Engine:
         self._num_steps = 0
 
     @classmethod
-    def for_decoder(cls, decoder: Decoder, config: EngineConfig) -> "Engine":
-        """An engine with a KV cache of the decoder's shape, dtype and device."""
-        shape, embedding = decoder.config, decoder.weights.embed_tokens
+    def for_decoder(cls, decoder: Decoder, config: EngineConfig, *, device: torch.device | str = "cpu") -> "Engine":
+        """An engine with a KV cache of the decoder's shape and dtype on ``device``."""
+        shape = decoder.config
         kv = KvCache(
             num_layers=shape.num_layers,
             num_pages=config.num_pages,
             page_size=config.page_size,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
-            dtype=embedding.dtype,
-            device=embedding.device,
+            dtype=decoder.dtype,
+            device=device,
         )
         return cls(decoder, kv, config)
 
