@@ -1,7 +1,7 @@
 """The grouped CPU implementation against the float64 row-by-row specification."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ RELATIVE_ERROR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads memory that nobody wrote reads NaN."""
     real = torch.empty
 
@@ -27,7 +27,6 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-(1 << 30))
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    yield
 
 
 def random_group(ranks: list[int], seed: int) -> SiteGroup | None:
@@ -91,11 +90,30 @@ def test_grouped_equals_the_specification(
         assert not any(rows)
         return
     groups = [cast(group, dtype) for group in groups64]
-    out = base.to(dtype)
+    out = base.to(dtype, copy=True)
     grouped_cpu.add_lora(x.to(dtype), out, batch, groups)
     compare(out, reference.lora_rows(x, base, rows, groups64), dtype)
     untouched = [row for row, pairs in enumerate(rows) if not pairs]
     assert torch.equal(out[untouched], base.to(dtype)[untouched])
+
+
+@given(batches())
+@settings(max_examples=80, deadline=None)
+def test_float32_adapters_on_a_bfloat16_base_round_only_once(
+    batch_of: tuple[list[SiteGroup | None], list[AdapterPairs]],
+) -> None:
+    groups64, rows = batch_of
+    batch = LoraBatch.from_rows(rows)
+    if batch is None:
+        return
+    generator = torch.Generator().manual_seed(len(rows))
+    x = torch.randn(len(rows), IN_FEATURES, generator=generator).to(torch.bfloat16)
+    base = torch.randn(len(rows), sum(OUT_SITES), generator=generator).to(torch.bfloat16)
+    out = base.clone()
+    grouped_cpu.add_lora(x, out, batch, [cast(group, torch.float32) for group in groups64])
+    wanted = reference.lora_rows(x.double(), base.double(), rows, groups64)
+    half_unit = wanted.abs() * 2.0**-8 + 1e-4
+    assert bool(((out.double() - wanted).abs() <= half_unit).all())
 
 
 @given(batches(), st.sampled_from(list(RELATIVE_ERROR)))
@@ -110,7 +128,7 @@ def test_grouped_embedding_equals_the_specification(
     batch = LoraBatch.from_rows(rows)
     if batch is None:
         return
-    out = base.to(dtype)
+    out = base.to(dtype, copy=True)
     grouped_cpu.add_lora_embedding(token_ids, out, batch, [cast(group, dtype) for group in groups64])
     compare(out, reference.lora_embedding_rows(token_ids, base, rows, groups64), dtype)
 
