@@ -115,4 +115,9 @@ class SetBudget:
     max_step_tokens: int
 
 
-Command: TypeAlias = Admit | Grant | Retire | AttachAdapter | EvictAdapter | SetBudget
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """Drop every sequence, free every adapter, restore the budget: a new term with a scheduler begins."""
+
+
+Command: TypeAlias = Admit | Grant | Retire | AttachAdapter | EvictAdapter | SetBudget | Reset

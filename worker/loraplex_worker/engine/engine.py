@@ -9,7 +9,7 @@ from torch import Tensor
 from loraplex_worker.engine.admission import check_admit
 from loraplex_worker.engine.attached_adapters import AttachedAdapters
 from loraplex_worker.engine.batch_builder import BatchBuilder, Plan, Share
-from loraplex_worker.engine.command import Admit, AttachAdapter, Command, EvictAdapter, Grant, Retire, SetBudget
+from loraplex_worker.engine.command import Admit, AttachAdapter, Command, EvictAdapter, Grant, Reset, Retire, SetBudget
 from loraplex_worker.engine.engine_config import EngineConfig
 from loraplex_worker.engine.language_model import LanguageModel
 from loraplex_worker.engine.logprobs import token_logprobs
@@ -109,6 +109,8 @@ class Engine:
                 self._evict(command)
             case SetBudget():
                 self._set_budget(command)
+            case Reset():
+                self._reset()
 
     def _admit(self, admit: Admit) -> None:
         sequence_id = admit.sequence_id
@@ -166,6 +168,13 @@ class Engine:
             message = f"max_step_tokens is {budget.max_step_tokens}; it must be at least 1"
             raise CommandRefused(RefusalReason.FIELD_INVALID, message)
         self._max_step_tokens = budget.max_step_tokens
+
+    def _reset(self) -> None:
+        for sequence in tuple(self._standing.in_admission_order()):
+            self._drop(sequence)
+        for digest in self._adapters.digests():
+            self._evict(EvictAdapter(digest=digest))
+        self._max_step_tokens = self.config.max_step_tokens
 
     def step(self) -> StepReport | None:
         """Compute one step of every sequence that can go on.
