@@ -1,0 +1,267 @@
+"""The client for asyncio programs."""
+
+import dataclasses
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+
+from loraplex.admin.v1 import cluster_pb2, cluster_pb2_grpc
+from loraplex.v1 import (
+    adapter_pb2,
+    adapter_pb2_grpc,
+    generation_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
+from loraplex_client.adapter import Adapter
+from loraplex_client.adapter_ref import AdapterChoice
+from loraplex_client.adapter_source import adapter_uri
+from loraplex_client.channel import DEFAULT_TARGET, Tls, bearer, open_channel
+from loraplex_client.cluster import Cluster
+from loraplex_client.convert import adapter as from_adapter
+from loraplex_client.convert import request as to_request
+from loraplex_client.convert import server as from_server
+from loraplex_client.output import Output
+from loraplex_client.prompt import Chat, Prompt
+from loraplex_client.request_options import DEFAULT_OPTIONS, RequestOptions
+from loraplex_client.rpc_errors import errors_of
+from loraplex_client.sampling_params import SamplingParams
+from loraplex_client.server_info import Model, ServerInfo
+from loraplex_client.session_pool import SessionPool
+from loraplex_client.token_stream import TokenStream
+from loraplex_contract.errors import FailedPrecondition, NotFound
+
+INGEST_TIMEOUT_S: Final = 600.0
+PAGE_SIZE: Final = 200
+
+
+class AsyncClient:
+    """Everything a server offers, on one channel and one session.
+
+    Use it as ``async with AsyncClient(target) as client``, on one event loop. gRPC does badly with several event loops
+    in one process, so do not use it beside ``Client``.
+
+    Args:
+        target: ``host:port`` of a frontend.
+        token: bearer token, if the server wants one.
+        tls: None = plain text.
+        admin_target: the frontend's admin address, for ``cluster``.
+        timeout_s: of the short calls; generation has none but what its options say.
+
+    All methods raise ``loraplex_contract.errors.LoraplexError``: e.g. NotFound, InvalidArgument, Unavailable.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        token: str | None = None,
+        tls: Tls | None = None,
+        admin_target: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        self.target = target
+        self._admin_target = admin_target
+        self._metadata = bearer(token)
+        self._tls = tls
+        self._timeout_s = timeout_s
+        self._channels: list[grpc.aio.Channel] = []
+        self._sessions: SessionPool | None = None
+
+    async def __aenter__(self) -> Self:
+        channel = self._channel(self.target)
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        self._adapters = adapter_pb2_grpc.AdapterServiceStub(channel)
+        self._models = model_pb2_grpc.ModelServiceStub(channel)
+        self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+        self._inference = stub
+        self._sessions = SessionPool(stub, self.target, self._metadata)
+        await self._sessions.open()
+        if self._admin_target is not None:
+            self._clusters = cluster_pb2_grpc.ClusterServiceStub(self._channel(self._admin_target))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sessions, self._sessions = self._sessions, None
+        assert sessions is not None
+        try:
+            await sessions.close()
+        finally:
+            for channel in self._channels:
+                await channel.close()
+            self._channels.clear()
+
+    # --- generation ---
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: AdapterChoice = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> TokenStream:
+        """The deltas of one request as they come. Closing the stream early cancels the request.
+
+        Args:
+            prompt: text, token ids, or a Chat.
+            sampling: None = ``SamplingParams()``, which stops after 16 tokens as vLLM does.
+            adapter: a name, ``name@version``, AdapterRef, composition; None = the base model.
+        """
+        sampling = sampling or SamplingParams()
+        options = options if options.request_id else dataclasses.replace(options, request_id=uuid.uuid4().hex)
+        request = to_request.submit_request(prompt, sampling, adapter, options)
+        sessions = self._open_sessions()
+        return TokenStream(options.request_id, sampling.n, lambda: sessions.submit(request))
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: AdapterChoice = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> Output:
+        """One request, the whole answer. Cancelling the call cancels the request."""
+        async with self.stream(prompt, sampling, adapter=adapter, options=options) as stream:
+            return await stream.collect()
+
+    async def cancel(self, request_id: str) -> bool:
+        """Ends a request by id, whoever submitted it. False if no such request runs."""
+        request = inference_pb2.CancelRequest(request_ids=[request_id])
+        try:
+            response = await self._call(self._inference.Cancel, request)
+        except NotFound:
+            return False
+        return bool(response.results[0].outcome == inference_pb2.CANCEL_OUTCOME_CANCELLED)
+
+    # --- adapters ---
+
+    async def register_adapter(
+        self,
+        name: str,
+        source: str | Path,
+        *,
+        allow_update: bool = False,
+        validate_only: bool = False,
+        expected_digest: str = "",
+        labels: Mapping[str, str] | None = None,
+        timeout_s: float = INGEST_TIMEOUT_S,
+    ) -> Adapter:
+        """Validates and stores one version and points the name at it.
+
+        Args:
+            source: a folder that the server can read, or a URI.
+            allow_update: let an existing name move to a new version.
+            validate_only: report what would be applied, store nothing.
+
+        Raises:
+            AlreadyExists: the name has other bytes, without ``allow_update``.
+            FailedPrecondition: the adapter does not fit the base model, or the server may not read the folder.
+        """
+        request = adapter_pb2.RegisterAdapterRequest(
+            name=name,
+            uri=adapter_uri(source),
+            allow_update=allow_update,
+            validate_only=validate_only,
+            expected_digest=expected_digest,
+            labels=dict(labels or {}),
+        )
+        response = await self._call(self._adapters.RegisterAdapter, request, timeout_s)
+        return from_adapter.adapter(response.adapter)
+
+    async def get_adapter(self, name: str) -> Adapter:
+        """Raises NotFound for a name that is not there, or not the caller's."""
+        response = await self._call(self._adapters.GetAdapter, adapter_pb2.GetAdapterRequest(name=name))
+        return from_adapter.adapter(response.adapter)
+
+    async def list_adapters(self, name_prefix: str = "", *, page_size: int = PAGE_SIZE) -> AsyncIterator[Adapter]:
+        """All adapters by name, page by page, without the modules of their reports."""
+        token = ""
+        while True:
+            request = adapter_pb2.ListAdaptersRequest(page_size=page_size, page_token=token, name_prefix=name_prefix)
+            response = await self._call(self._adapters.ListAdapters, request)
+            for pb in response.adapters:
+                yield from_adapter.adapter(pb)
+            token = response.next_page_token
+            if not token:
+                return
+
+    async def unregister_adapter(
+        self, name: str, *, cancel_running: bool = False, timeout_s: float = INGEST_TIMEOUT_S
+    ) -> Adapter:
+        """Answers when every worker has freed the bytes. Running requests finish first, or are cancelled."""
+        mode = adapter_pb2.UNREGISTER_MODE_CANCEL if cancel_running else adapter_pb2.UNREGISTER_MODE_DRAIN
+        request = adapter_pb2.UnregisterAdapterRequest(name=name, mode=mode)
+        response = await self._call(self._adapters.UnregisterAdapter, request, timeout_s)
+        return from_adapter.adapter(response.adapter)
+
+    # --- text ---
+
+    async def tokenize(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of 1 to 64 texts, as generation sees them."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        request = tokenizer_pb2.TokenizeRequest(texts=texts, add_special_tokens=add_special_tokens)
+        response = await self._call(self._tokenizer.Tokenize, request)
+        return [list(result.token_ids) for result in response.results]
+
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        tokens = generation_pb2.TokenIds(ids_le32=to_request.packed_ids("token_ids", token_ids))
+        request = tokenizer_pb2.DetokenizeRequest(tokens=tokens, skip_special_tokens=skip_special_tokens)
+        return str((await self._call(self._tokenizer.Detokenize, request)).text)
+
+    async def render_chat(self, chat: Chat) -> tuple[str, list[int]]:
+        """The text that a conversation becomes, and its token ids."""
+        request = tokenizer_pb2.RenderChatRequest(chat=to_request.chat_to_pb(chat))
+        response = await self._call(self._tokenizer.RenderChat, request)
+        return response.text, list(response.token_ids)
+
+    # --- the server ---
+
+    async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
+        """Version, bounds and number of ready workers."""
+        request = model_pb2.GetServerInfoRequest()
+        return from_server.server_info(await self._call(self._models.GetServerInfo, request, timeout_s))
+
+    async def model(self, name: str = "") -> Model:
+        """The base model. Raises NotFound for a name that is not served."""
+        response = await self._call(self._models.GetModel, model_pb2.GetModelRequest(name=name))
+        return from_server.model(response.model)
+
+    async def cluster(self) -> Cluster:
+        """Workers and queue, from the admin address."""
+        if self._admin_target is None:
+            message = "cluster() needs the frontend's admin address: give admin_target to the client"
+            raise FailedPrecondition(message, reason="NO_ADMIN_TARGET")
+        request = cluster_pb2.GetClusterRequest()
+        with errors_of(self._admin_target):
+            call = self._clusters.GetCluster(request, metadata=self._metadata, timeout=self._timeout_s)
+            return from_server.cluster(await call)
+
+    # --- inside ---
+
+    def _channel(self, target: str) -> grpc.aio.Channel:
+        channel = open_channel(target, self._tls)
+        self._channels.append(channel)
+        return channel
+
+    def _open_sessions(self) -> SessionPool:
+        if self._sessions is None:
+            raise RuntimeError("this client is not open: use it inside `async with`")
+        return self._sessions
+
+    async def _call(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
+        self._open_sessions()
+        with errors_of(self.target):
+            return await method(request, metadata=self._metadata, timeout=timeout_s or self._timeout_s)

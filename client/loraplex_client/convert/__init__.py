@@ -1,0 +1,1 @@
+"""The edge: protobuf messages to and from the dataclasses of this package."""

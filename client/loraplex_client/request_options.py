@@ -1,0 +1,25 @@
+"""What a request may say besides its prompt, adapter and sampling."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOptions:
+    """Scheduling and bookkeeping of one request."""
+
+    request_id: str = ""
+    """Unique among the tenant's running requests. Empty: the client makes one."""
+    model: str = ""
+    """Empty: the one that is served."""
+    priority: int = 0
+    """Smaller runs first, -100 to 100."""
+    timeout_s: float | None = None
+    """From acceptance to the last token; past it DeadlineExceeded."""
+    queue_timeout_s: float | None = None
+    """From acceptance to admission into a batch."""
+    labels: Mapping[str, str] = MappingProxyType({})
+
+
+DEFAULT_OPTIONS = RequestOptions()
