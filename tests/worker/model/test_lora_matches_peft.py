@@ -121,9 +121,10 @@ def test_weighted_pair_equals_peft_with_the_combined_adapter(world: World) -> No
         torch.testing.assert_close(plain, first.logits(tokens[2]), atol=2e-4, rtol=1e-4)
 
 
-def test_bf16_mixed_batch_stays_near_the_float32_truth(world: World) -> None:
+@pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16])
+def test_bf16_mixed_batch_stays_near_the_float32_truth(world: World, adapter_dtype: torch.dtype) -> None:
     """Within 8 % of PEFT in float32 over a random model with large deltas; the base row alone is within 6 %."""
-    weights = tuple(adapter.weights(world.config, torch.bfloat16) for adapter in world.adapters)
+    weights = tuple(adapter.weights(world.config, adapter_dtype) for adapter in world.adapters)
     got, wanted = mixed_rows(world, weights, torch.bfloat16, [5, 2, 1])
     for number, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):
         error = torch.linalg.norm(mine - theirs) / torch.linalg.norm(theirs)

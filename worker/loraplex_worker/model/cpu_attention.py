@@ -127,7 +127,7 @@ class CpuAttention:
             rows = slice(chunk.start_row + block.start, chunk.start_row + block.stop)
             seen = slice(block.key_start, block.key_stop)
             # Query head = kv head * group_size + g. Taking g as the batch dimension lets K and V broadcast.
-            heads = query[rows].unflatten(1, (-1, self._group_size)).permute(2, 1, 0, 3)
+            heads = self._by_kv_head(query[rows]).permute(2, 1, 0, 3)
             result = scaled_dot_product_attention(
                 heads,
                 keys[:, seen].expand(shape),
@@ -136,7 +136,11 @@ class CpuAttention:
                 is_causal=block.mask is None,
                 scale=self._scale,
             )
-            out[rows].unflatten(1, (-1, self._group_size)).copy_(result.permute(2, 1, 0, 3))
+            self._by_kv_head(out[rows]).copy_(result.permute(2, 1, 0, 3))
+
+    def _by_kv_head(self, rows: Tensor) -> Tensor:
+        """[T, num_heads, head_dim] -> [T, num_kv_heads, group_size, head_dim], a view."""
+        return rows.view(rows.shape[0], -1, self._group_size, self._kv.head_dim)
 
 
 def _plan(spans: Sequence[Span], kv: KvCache, window: int | None) -> _Plan:

@@ -43,7 +43,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     The two operations are the ones that torch's own compiler uses for frozen models; they are not documented, so a
     small product is compared with the plain one.
     """
-    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+    if dtype not in (torch.float32, torch.bfloat16) or not torch._C._has_mkldnn:
         return False
     weight = torch.arange(-16, 16, dtype=torch.float32).view(8, 4).to(dtype)
     x = torch.tensor([[1.0, -2.0, 0.5, 4.0], [0.0, 1.0, 2.0, -1.0]], dtype=dtype)

@@ -22,6 +22,11 @@ class CpuOperators:
         self._packs = can_pack(dtype)
         self._gather_buffer = GatherBuffer()
 
+    @property
+    def lora_dtype(self) -> torch.dtype:
+        """float32, on a bf16 base too: see ``grouped_cpu``."""
+        return torch.float32
+
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return PackedLinear(weight, bias) if self._packs else PlainLinear(weight, bias)
 

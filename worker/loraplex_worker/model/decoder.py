@@ -50,12 +50,18 @@ class Decoder:
         """
         self.config = config
         self.dtype = weights.dtype
+        """Compute dtype of the base model, and dtype of the KV cache."""
         self._operators: Operators = operators or CpuOperators(weights.dtype)
         self._embed_tokens = weights.embed_tokens
         self._layers = [self._prepare(layer) for layer in weights.layers]
         self._norm = weights.norm
         self._head = self._operators.linear(weights.lm_head, None)
         self._rotary = RotaryTable(config.rope, config.head_dim, weights.dtype, weights.embed_tokens.device)
+
+    @property
+    def lora_dtype(self) -> torch.dtype:
+        """The dtype that ``LoraWeights.from_tensors`` should cast to: the fastest, and PEFT's own, on this device."""
+        return self._operators.lora_dtype
 
     def forward(self, batch: StepBatch, kv: KvCache) -> Tensor:
         """Run one step: writes K and V of every row into ``kv``, then attends over each sequence's pages.
@@ -120,11 +126,9 @@ class Decoder:
                 self._operators.add_lora_embedding(batch.token_ids, hidden, batch.lora, groups)
         return hidden
 
-    def _linear(
-        self, linear: Linear, x: Tensor, lora: LoraBatch | None, groups: list[SiteGroup | None] | None
-    ) -> Tensor:
+    def _linear(self, linear: Linear, x: Tensor, lora: LoraBatch | None, groups: list[SiteGroup | None]) -> Tensor:
         out = linear(x)
-        if lora is not None and groups is not None and any(groups):
+        if lora is not None and any(groups):
             self._operators.add_lora(x, out, lora, groups)
         return out
 
@@ -136,11 +140,11 @@ class Decoder:
         rotation: tuple[Tensor, Tensor],
         attention: Attention,
         lora: LoraBatch | None,
-        groups: _LayerGroups | None,
+        groups: _LayerGroups,
     ) -> Tensor:
         config, weights = self.config, layer.weights
         normed = self._operators.rms_norm(hidden, weights.input_norm, config.rms_norm_eps)
-        fused = self._linear(layer.qkv, normed, lora, groups and groups.qkv)
+        fused = self._linear(layer.qkv, normed, lora, groups.qkv)
         heads = fused.view(fused.shape[0], -1, config.head_dim)
         query_key = heads[:, : config.num_heads + config.num_kv_heads]
         if weights.q_norm is not None and weights.k_norm is not None:
@@ -148,18 +152,18 @@ class Decoder:
         rotated = self._operators.rotate(query_key, *rotation)
         query, key = rotated[:, : config.num_heads], rotated[:, config.num_heads :]
         mixed = attention(index, query, key, heads[:, config.num_heads + config.num_kv_heads :])
-        return self._linear(layer.o, mixed, lora, groups and groups.o)
+        return self._linear(layer.o, mixed, lora, groups.o)
 
     def _norm_heads(self, query_key: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
-        query, key = query_key.split((self.config.num_heads, self.config.num_kv_heads), 1)
+        query, key = query_key[:, : self.config.num_heads], query_key[:, self.config.num_heads :]
         eps = self.config.rms_norm_eps
         normed = (self._operators.rms_norm(query, q_norm, eps), self._operators.rms_norm(key, k_norm, eps))
         return torch.cat(normed, 1)
 
-    def _mlp(self, layer: _Layer, hidden: Tensor, lora: LoraBatch | None, groups: _LayerGroups | None) -> Tensor:
+    def _mlp(self, layer: _Layer, hidden: Tensor, lora: LoraBatch | None, groups: _LayerGroups) -> Tensor:
         normed = self._operators.rms_norm(hidden, layer.weights.post_attention_norm, self.config.rms_norm_eps)
-        gate_up = self._linear(layer.gate_up, normed, lora, groups and groups.gate_up)
-        return self._linear(layer.down, self._operators.silu_and_multiply(gate_up), lora, groups and groups.down)
+        gate_up = self._linear(layer.gate_up, normed, lora, groups.gate_up)
+        return self._linear(layer.down, self._operators.silu_and_multiply(gate_up), lora, groups.down)
 
     def _logits(self, batch: StepBatch, hidden: Tensor) -> Tensor:
         """The head runs on the wanted rows only, with a descriptor of just those rows."""
@@ -174,10 +178,13 @@ class Decoder:
         return self._linear(self._head, normed, lora, groups)
 
 
-def _layer_groups(batch: StepBatch, index: int) -> _LayerGroups | None:
+_NO_GROUPS = _LayerGroups(qkv=[], o=[], gate_up=[], down=[])
+
+
+def _layer_groups(batch: StepBatch, index: int) -> _LayerGroups:
     if batch.lora is None:
-        return None
-    layers: list = [adapter.layers[index] for adapter in batch.adapters]
+        return _NO_GROUPS
+    layers = [adapter.layers[index] for adapter in batch.adapters]
     return _LayerGroups(
         qkv=[layer.qkv for layer in layers],
         o=[layer.o for layer in layers],

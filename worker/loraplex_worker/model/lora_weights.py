@@ -32,13 +32,13 @@ class LayerLora:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoraWeights:
-    """One adapter, cast to the compute dtype. Each site keeps its own scale as a Python float."""
+    """One adapter, cast to one dtype. Each site keeps its own scale as a Python float."""
 
     layers: tuple[LayerLora, ...]
     embed_tokens: SiteGroup | None
     lm_head: SiteGroup | None
     num_bytes: int
-    """Bytes of all tensors in the compute dtype."""
+    """Bytes of all tensors as they are held."""
 
     @classmethod
     def from_tensors(
@@ -55,7 +55,7 @@ class LoraWeights:
         Args:
             spec: the sites of the adapter.
             tensors: by name ("layers.3.q_proj.A").
-            dtype: compute dtype of the base model.
+            dtype: ``Decoder.lora_dtype``, or the base model's compute dtype for half the memory at less speed on CPU.
             config: the base model.
             device: where the weights go.
 

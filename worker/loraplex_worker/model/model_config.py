@@ -263,10 +263,11 @@ def _dtype(fields: dict[str, Any]) -> torch.dtype:
 def _token_ids(value: object) -> tuple[int, ...]:
     if value is None:
         return ()
-    ids = value if isinstance(value, list) else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+    listed: list[Any] = value if isinstance(value, list) else [value]
+    ids = tuple(token for token in listed if type(token) is int)
+    if len(ids) != len(listed):
         raise _refused(f"eos_token_id is {value!r}; it must be an id or a list of ids")
-    return tuple(ids)
+    return ids
 
 
 def _windows(fields: dict[str, Any], family: str, layers: int) -> tuple[int | None, ...]:

@@ -6,6 +6,7 @@ The decoder is written once against these; it does nothing with tensors but resh
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from loraplex_kernels.lora.segments import LoraBatch
@@ -42,6 +43,11 @@ class Attention(Protocol):
 
 class Operators(Protocol):
     """What a device must offer."""
+
+    @property
+    def lora_dtype(self) -> torch.dtype:
+        """Dtype of adapter weights that ``add_lora`` is best at."""
+        ...
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """Prepare a linear from its [out_features, in_features] weight and [out_features] bias."""
