@@ -1,0 +1,63 @@
+"""Training examples of the ``json`` adapter: a sentence about a person -> {"name": ..., "age": ..., "city": ...}.
+
+No name, age or city of the held-out sentences occurs here. Half of the names and cities are made of
+syllables: with real ones alone the adapter learns the list by heart and answers a city of its own that begins alike.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+
+FIRST_NAMES = (
+    "Anna", "Peter", "Maria", "John", "Lucy", "David", "Sofia", "Thomas", "Emma", "Carlos", "Nina", "Robert", "Julia",
+    "Ahmed", "Grace", "Victor", "Elena", "Samuel", "Clara", "Henry", "Yuki", "Oscar", "Laura", "Martin", "Fatima",
+)  # fmt: skip
+LAST_NAMES = (
+    "Miller", "Lopez", "Brown", "Schmidt", "Wilson", "Tanaka", "Rossi", "Khan", "Evans", "Novak", "Martin", "Silva",
+    "Cooper", "Weber", "Young", "Hansen", "Costa", "Reed", "Murphy", "Bauer",
+)  # fmt: skip
+CITIES = (
+    "Madrid", "Boston", "London", "Tokyo", "Berlin", "Chicago", "Rome", "Sydney", "Toronto", "Vienna", "New York",
+    "Dublin", "Mumbai", "Oslo", "Cairo", "Seattle", "Paris", "Prague", "San Diego", "Milan", "Athens", "Denver",
+    "Marseille", "Zagreb", "Porto", "Lagos", "Leipzig", "Zaragoza", "Plymouth", "Helsinki", "Austin", "Kyoto", "Lima",
+    "Bristol", "Hamburg", "Santiago", "Liverpool", "Budapest", "Nairobi", "Valencia", "Montreal", "Perth", "Lyon",
+)  # fmt: skip
+SYLLABLES = (
+    "ba", "lor", "mi", "ken", "sta", "vel", "ri", "don", "hu", "gar", "ne", "tos", "pel", "win", "za", "dra", "fo", "lin",
+)  # fmt: skip
+HELD_OUT_AGES = frozenset({23, 27, 31, 38, 42, 46, 54, 59, 63, 71})
+
+FORMS = (
+    "{name} is {age} years old and lives in {city}.",
+    "{name}, {age}, lives in {city}.",
+    "My friend {name} from {city} is {age} years old.",
+    "{name} lives in {city} and is {age} years old.",
+    "I am {name}, I am {age} and I live in {city}.",
+    "At the age of {age}, {name} moved to {city}.",
+    "In {city} there lives a {age}-year-old teacher called {name}.",
+    "{name} ({age}) works as an engineer in {city}.",
+    "Last week {name}, who is {age}, bought a house in {city}.",
+    "Our neighbour {name} turned {age} and still lives in {city}.",
+    "The {age}-year-old doctor {name} comes from {city}.",
+    "Hello, my name is {name}. I'm {age} years old and my home is {city}.",
+)
+
+
+def examples(rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Endless (user message, answer) pairs."""
+    ages = [age for age in range(18, 90) if age not in HELD_OUT_AGES]
+    while True:
+        for form in rng.sample(FORMS, len(FORMS)):
+            last_name = f" {_word(rng, LAST_NAMES)}" if rng.random() < 0.7 else ""
+            person = {
+                "name": _word(rng, FIRST_NAMES) + last_name,
+                "age": rng.choice(ages),
+                "city": _word(rng, CITIES),
+            }
+            yield form.format(**person), json.dumps(person)
+
+
+def _word(rng: random.Random, real: tuple[str, ...]) -> str:
+    if rng.random() < 0.5:
+        return rng.choice(real)
+    return "".join(rng.choices(SYLLABLES, k=rng.choice((2, 3)))).capitalize()
