@@ -23,7 +23,7 @@ CITIES = (
     "Bristol", "Hamburg", "Santiago", "Liverpool", "Budapest", "Nairobi", "Valencia", "Montreal", "Perth", "Lyon",
 )  # fmt: skip
 SYLLABLES = (
-    "ba", "lor", "mi", "ken", "sta", "vel", "ri", "don", "hu", "gar", "ne", "tos", "pel", "win", "za", "dra", "fo", "lin",
+    "ba", "lor", "mi", "ken", "sta", "vel", "ri", "don", "hu", "gar", "ne", "tos", "pel", "win", "za", "fo", "lin",
 )  # fmt: skip
 HELD_OUT_AGES = frozenset({23, 27, 31, 38, 42, 46, 54, 59, 63, 71})
 

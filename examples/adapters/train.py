@@ -69,7 +69,7 @@ RECIPES = {
     "json": Recipe(
         examples=json_data.examples,
         lora={"r": 3, "lora_alpha": 6, "target_modules": "all-linear"},
-        num_steps=80,
+        num_steps=60,
         learning_rate=1e-3,
         summary='a sentence about a person -> {"name", "age", "city"}; rank 3 on all seven projections',
     ),
