@@ -117,7 +117,7 @@ def attach(digest: str) -> AttachAdapter:
 
 
 def test_sequences_run_to_their_end_as_they_would_alone(thread: StepThread, listener: Listener):
-    thread.submit([attach("a"), *(admit(sequence_id, adapters=using("a")) for sequence_id in (1, 2))])
+    thread.submit([attach("a"), admit(1, adapters=using("a")), admit(2, adapters=using("a"))])
     alone = small_engine()
     alone.apply(attach("a"))
     expected = run_alone(alone, admit(1, adapters=using("a")))
@@ -145,7 +145,7 @@ def test_a_refusal_names_the_command_and_the_loop_goes_on(thread: StepThread, li
 
 
 def test_attaching_and_evicting_is_confirmed(thread: StepThread, listener: Listener):
-    commands = [attach("a"), EvictAdapter(digest="a"), attach("b")]
+    commands: list[Command] = [attach("a"), EvictAdapter(digest="a"), attach("b")]
     thread.submit(commands)
     listener.wait_for(lambda: len(listener.applied) == 3)
     assert listener.applied == commands

@@ -34,7 +34,7 @@ def admit(sequence_id: int, prompt: tuple[int, ...] = (1, 2, 3), **changes: obje
     of_stop = {name: fields.pop(name) for name in ("max_tokens", "min_tokens", "stop_token_ids") if name in fields}
     of_admit = {name: fields.pop(name) for name in ("emitted_ids", "grant_tokens", "adapters") if name in fields}
     stop = Stop(**of_stop)  # type: ignore[arg-type]
-    of_admit = {"grant_tokens": stop.max_tokens} | of_admit
+    of_admit.setdefault("grant_tokens", stop.max_tokens)
     return Admit(
         sequence_id=sequence_id,
         prompt_ids=prompt,

@@ -55,7 +55,8 @@ def reference_weights(scores: Array, sampling: Sampling) -> Array:
         num_kept = int(np.searchsorted(np.cumsum(ordered), sampling.top_p * weights.sum())) + 1
         weights[weights < ordered[min(num_kept, len(ordered)) - 1]] = 0.0
     weights[weights < sampling.min_p] = 0.0
-    return weights
+    kept: Array = weights
+    return kept
 
 
 def reference_token(
