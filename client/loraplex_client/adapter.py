@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import enum
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from loraplex_contract.errors import LoraplexError
 
@@ -76,7 +75,7 @@ class Adapter:
     state: AdapterState
     version: AdapterVersion
     older_versions: tuple[AdapterVersion, ...] = ()
-    labels: Mapping[str, str] = MappingProxyType({})
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     create_time: datetime.datetime | None = None
     update_time: datetime.datetime | None = None
     etag: str = ""

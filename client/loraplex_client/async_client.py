@@ -33,7 +33,7 @@ from loraplex_client.output import Output
 from loraplex_client.prompt import Chat, Prompt
 from loraplex_client.request_options import DEFAULT_OPTIONS, RequestOptions
 from loraplex_client.rpc_errors import errors_of
-from loraplex_client.sampling_params import SamplingParams
+from loraplex_client.sampling_params import SamplingParams, chosen_sampling
 from loraplex_client.server_info import Model, ServerInfo
 from loraplex_client.session_pool import SessionPool
 from loraplex_client.token_stream import TokenStream
@@ -110,6 +110,7 @@ class AsyncClient:
         *,
         adapter: AdapterChoice = None,
         options: RequestOptions = DEFAULT_OPTIONS,
+        **fields: Any,
     ) -> TokenStream:
         """The deltas of one request as they come. Closing the stream early cancels the request.
 
@@ -117,8 +118,9 @@ class AsyncClient:
             prompt: text, token ids, or a Chat.
             sampling: None = ``SamplingParams()``, which stops after 16 tokens as vLLM does.
             adapter: a name, ``name@version``, AdapterRef, composition; None = the base model.
+            fields: of ``SamplingParams``, in place of it: ``max_tokens=32``.
         """
-        sampling = sampling or SamplingParams()
+        sampling = chosen_sampling(sampling, fields)
         options = options if options.request_id else dataclasses.replace(options, request_id=uuid.uuid4().hex)
         request = to_request.submit_request(prompt, sampling, adapter, options)
         sessions = self._open_sessions()
@@ -131,9 +133,10 @@ class AsyncClient:
         *,
         adapter: AdapterChoice = None,
         options: RequestOptions = DEFAULT_OPTIONS,
+        **fields: Any,
     ) -> Output:
         """One request, the whole answer. Cancelling the call cancels the request."""
-        async with self.stream(prompt, sampling, adapter=adapter, options=options) as stream:
+        async with self.stream(prompt, sampling, adapter=adapter, options=options, **fields) as stream:
             return await stream.collect()
 
     async def cancel(self, request_id: str) -> bool:

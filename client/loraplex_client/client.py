@@ -5,7 +5,7 @@ import concurrent.futures
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from loraplex_client.adapter import Adapter
 from loraplex_client.adapter_ref import AdapterChoice
@@ -105,11 +105,12 @@ class Client:
         *,
         adapter: AdapterChoice = None,
         options: RequestOptions = DEFAULT_OPTIONS,
+        **fields: Any,
     ) -> "SyncTokenStream":
         """The deltas of one request as they come; submitted at once. Closing the iterator cancels the request."""
 
         async def start(client: AsyncClient) -> TokenStream:
-            return await client.stream(prompt, sampling, adapter=adapter, options=options).start()
+            return await client.stream(prompt, sampling, adapter=adapter, options=options, **fields).start()
 
         return SyncTokenStream(self, self.call(start))
 
@@ -120,9 +121,10 @@ class Client:
         *,
         adapter: AdapterChoice = None,
         options: RequestOptions = DEFAULT_OPTIONS,
+        **fields: Any,
     ) -> Output:
         """One request, the whole answer."""
-        return self.call(lambda client: client.generate(prompt, sampling, adapter=adapter, options=options))
+        return self.call(lambda client: client.generate(prompt, sampling, adapter=adapter, options=options, **fields))
 
     def cancel(self, request_id: str) -> bool:
         """Ends a request by id. False if no such request runs."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from loraplex_contract.errors import field_error
@@ -22,7 +21,7 @@ class Chat:
 
     messages: tuple[ChatMessage, ...]
     add_generation_prompt: bool = True
-    template_args: Mapping[str, Any] = MappingProxyType({})
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, messages: Sequence[Mapping[str, Any]], **more: Any) -> "Chat":

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +18,7 @@ class RequestOptions:
     """From acceptance to the last token; past it DeadlineExceeded."""
     queue_timeout_s: float | None = None
     """From acceptance to admission into a batch."""
-    labels: Mapping[str, str] = MappingProxyType({})
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 DEFAULT_OPTIONS = RequestOptions()

@@ -2,9 +2,10 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Final
 
-from loraplex_contract.errors import Unsupported
+from loraplex_contract.errors import Unsupported, field_error
 
 UNSUPPORTED: Final = frozenset(
     {
@@ -108,3 +109,10 @@ class SamplingParams:
     def clone(self) -> "SamplingParams":
         """A deep copy."""
         return copy.deepcopy(self)
+
+
+def chosen_sampling(sampling: SamplingParams | None, fields: Mapping[str, Any]) -> SamplingParams:
+    """The params that were given, or those made of single fields. Raises InvalidArgument if both were."""
+    if sampling is not None and fields:
+        raise field_error("sampling", f"give either SamplingParams or single fields ({', '.join(fields)}), not both")
+    return sampling or SamplingParams(**fields)

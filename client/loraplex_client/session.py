@@ -25,7 +25,7 @@ class Session:
     """Owns the stream and every request on it. ``run`` reads; one writer writes; all on one event loop."""
 
     def __init__(
-        self, stub: inference_pb2_grpc.InferenceServiceAsyncStub, target: str, metadata: Sequence[tuple[str, str]]
+        self, stub: "inference_pb2_grpc.InferenceServiceAsyncStub", target: str, metadata: Sequence[tuple[str, str]]
     ) -> None:
         self._stub = stub
         self._target = target

@@ -17,7 +17,7 @@ class SessionPool:
     """One session at a time takes requests; one that drains goes on beside it until its requests are done."""
 
     def __init__(
-        self, stub: inference_pb2_grpc.InferenceServiceAsyncStub, target: str, metadata: Sequence[tuple[str, str]]
+        self, stub: "inference_pb2_grpc.InferenceServiceAsyncStub", target: str, metadata: Sequence[tuple[str, str]]
     ) -> None:
         self._stub = stub
         self._target = target
