@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -35,7 +36,8 @@ CONFIGS: dict[str, LoraConfig] = {
         exclude_modules=r".*layers\.(0|29)\..*",
     ),
 }
-STRENGTH = 0.02
+STRENGTH = {"rank1-q": 0.3}
+DEFAULT_STRENGTH = 0.02
 """Standard deviation of the random B matrices: enough to change most greedy tokens, not enough to destroy the text."""
 
 
@@ -64,8 +66,9 @@ class PeftOracle:
         """Random B, so that each adapter changes the answers; the same for every dtype."""
         generator = torch.Generator().manual_seed(11)
         for key, tensor in sorted(self.model.named_parameters()):
-            if any(f"lora_B.{name}." in key or f"lora_embedding_B.{name}" in key for name in names):
-                values = torch.randn(tensor.shape, generator=generator) * STRENGTH
+            name = next((n for n in names if f"lora_B.{n}." in key or f"lora_embedding_B.{n}" in key), None)
+            if name is not None:
+                values = torch.randn(tensor.shape, generator=generator) * STRENGTH.get(name, DEFAULT_STRENGTH)
                 tensor.data.copy_(values.to(torch.bfloat16))
             elif "lora_" in key:
                 tensor.data.copy_(tensor.data.to(torch.bfloat16))
@@ -93,7 +96,7 @@ class PeftOracle:
 
     def _set_scale(self, name: str, weight: float) -> None:
         for module in self.model.modules():
-            if name in getattr(module, "scaling", {}):
+            if isinstance(module, LoraLayer):
                 module.set_scale(name, weight)
 
     def logits(self, adapters: tuple[tuple[str, float], ...], sequences: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -19,7 +19,7 @@ def last_logits(decoder: Decoder, stored: Mapping, rows: Sequence[Row], sequence
     """[len(rows), vocab] float32: the logits after the last token of each sequence."""
     names = list(stored)
     weights = tuple(
-        LoraWeights.from_tensors(*stored[name], dtype=decoder.dtype, config=decoder.config) for name in names
+        LoraWeights.from_tensors(*stored[name], dtype=decoder.lora_dtype, config=decoder.config) for name in names
     )
     spans, slots, num_pages = _lay_out(sequences)
     runs = [
