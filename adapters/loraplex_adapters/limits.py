@@ -17,6 +17,10 @@ class Limits:
     max_rank: int = 512
     max_patterns: int = 1024
     """Entries in each of target_modules, exclude_modules, layers_pattern, rank_pattern and alpha_pattern."""
+    max_regexes: int = 64
+    """Of those entries, the ones that are more than a plain module name: each is matched against every module."""
+    max_regex_program: int = 4096
+    """RE2 instructions of all regular expressions in one field together: bounds the time to match them."""
     max_pattern_chars: int = 4096
     """Length of one regular expression or module name."""
     max_abs_scale: float = 1e6

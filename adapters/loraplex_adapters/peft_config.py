@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loraplex_adapters.json_document import parse_json_object
 from loraplex_adapters.limits import Limits
+from loraplex_adapters.name_suffix import is_plain
 from loraplex_adapters.peft_fields import check_fields
 from loraplex_adapters.refusal import malformed, quote
 from loraplex_contract.errors import InvalidArgument
@@ -121,7 +122,15 @@ def _patterns(field: str, document: Mapping[str, Any], limits: Limits) -> list[t
         return []
     if type(value) is not dict or len(value) > limits.max_patterns:
         raise _wrong(field, value, f"an object of at most {limits.max_patterns} patterns")
+    _check_num_regexes(field, value, limits)
     return [(_text(field, key, limits), item) for key, item in value.items()]
+
+
+def _check_num_regexes(field: str, patterns: Iterable[str], limits: Limits) -> None:
+    num_regexes = sum(not is_plain(pattern) for pattern in patterns)
+    if num_regexes > limits.max_regexes:
+        message = f"{field} holds {num_regexes} regular expressions; at most {limits.max_regexes} are accepted"
+        raise malformed(f"{message}, plain module names are not counted", field=field)
 
 
 def _layers(value: object, limits: Limits) -> tuple[int, ...] | None:
@@ -137,7 +146,10 @@ def _layers(value: object, limits: Limits) -> tuple[int, ...] | None:
 def _layers_pattern(value: object, limits: Limits) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
-    return (_text("layers_pattern", value, limits),) if type(value) is str else _texts("layers_pattern", value, limits)
+    patterns = _texts("layers_pattern", [value] if type(value) is str else value, limits)
+    if len(patterns) > limits.max_regexes:
+        raise _wrong("layers_pattern", value, f"at most {limits.max_regexes} patterns")
+    return patterns
 
 
 def _base_model_name(value: object) -> str:

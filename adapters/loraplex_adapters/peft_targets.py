@@ -5,12 +5,13 @@ Source: PEFT 0.21, ``check_target_module_exists``, ``get_pattern_key`` and ``Lor
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from loraplex_adapters.base_shape import BaseShape
 from loraplex_adapters.limits import Limits
 from loraplex_adapters.module import ATTENTION_MODULES, GLOBAL_MODULES, LAYER_MODULES, Module
+from loraplex_adapters.name_suffix import NameSuffix, RegexSuffix, compile_suffixes
 from loraplex_adapters.peft_config import PeftConfig
 from loraplex_adapters.refusal import (
     BASE_MISMATCH,
@@ -25,6 +26,7 @@ from loraplex_adapters.refusal import (
 from loraplex_adapters.spec import LoraSite
 from loraplex_adapters.target_pattern import TargetPattern
 
+_Suffix = NameSuffix | RegexSuffix
 _Number = TypeVar("_Number", int, float)
 _ALL_LINEAR = "all-linear"
 _ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
@@ -76,7 +78,7 @@ def resolve_targets(config: PeftConfig, base: BaseShape, limits: Limits) -> Targ
         InvalidArgument: a scale that overflows (ADAPTER_NONFINITE).
     """
     _check_layers_exist(config, base)
-    selector = _Selector(config)
+    selector = _Selector(config, limits)
     other = next((path for path in _other_paths(base) if selector.selects(path)), None)
     if other is not None:
         message = f"target_modules selects {other!r}, which is no linear or embedding module; name projections only"
@@ -85,26 +87,23 @@ def resolve_targets(config: PeftConfig, base: BaseShape, limits: Limits) -> Targ
     if not selected:
         message = f"target_modules {quote(config.target_modules)} selects no module of the base model"
         raise unfit(message, reason=NO_MODULES)
-    sizes = _Sizes(config)
+    sizes = _Sizes(config, limits)
     sites = tuple(_site(path, layer, module, sizes, limits) for path, (layer, module) in selected.items())
     notes = [f"target_modules names {quote(name)}: no such module here" for name in _unmatched_names(config, base)]
-    return Targets(sites=sites, notes=(*notes, *sizes.unused_patterns(selected), *sizes.ambiguities(selected)))
+    return Targets(sites=sites, notes=(*notes, *sizes.notes()))
 
 
 class _Selector:
     """``check_target_module_exists`` for one config."""
 
-    def __init__(self, config: PeftConfig) -> None:
+    def __init__(self, config: PeftConfig, limits: Limits) -> None:
         self._config = config
-        self._targets = _NameRule("target_modules", config.target_modules)
-        self._excludes = _NameRule("exclude_modules", config.exclude_modules) if config.exclude_modules else None
-        template = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
-        self._layer_patterns = [
-            TargetPattern(pattern, field="layers_pattern", template=template) for pattern in config.layers_pattern
-        ]
+        self._targets = _NameRule("target_modules", config.target_modules, limits)
+        self._excludes = _NameRule("exclude_modules", config.exclude_modules, limits)
+        self._layer_patterns = _compile_layer_patterns(config, limits)
 
     def selects(self, path: str) -> bool:
-        if self._excludes is not None and self._excludes.selects(path):
+        if self._excludes.selects(path):
             return False
         if isinstance(self._config.target_modules, str) or path in self._config.target_modules:
             return self._targets.selects(path)  # a full name is not subject to layers_to_transform
@@ -121,21 +120,36 @@ class _Selector:
             match = _ANY_LAYER.match(path)
             return match.group("idx") if match else None
         for pattern in self._layer_patterns:
-            if pattern.matches_start_of(path):
-                return pattern.group_at_start_of(path, "idx")
+            index = pattern.group_at_start_of(path, "idx")
+            if index is not None:
+                return index or None  # PEFT stops at the first pattern that matches, even one without an index
         return None
+
+
+def _compile_layer_patterns(config: PeftConfig, limits: Limits) -> list[TargetPattern]:
+    template = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+    compiled: list[TargetPattern] = []
+    program_left = limits.max_regex_program
+    for text in config.layers_pattern:
+        pattern = TargetPattern(
+            text, field="layers_pattern", max_program=program_left, template=template, has_groups=True
+        )
+        program_left -= pattern.program_size
+        compiled.append(pattern)
+    return compiled
 
 
 class _NameRule:
     """A list of names (full, or dotted suffixes), a regular expression over the full name, or "all-linear"."""
 
-    def __init__(self, field: str, names: tuple[str, ...] | str) -> None:
+    def __init__(self, field: str, names: tuple[str, ...] | str, limits: Limits) -> None:
         self._is_all_linear = field == "target_modules" and isinstance(names, str) and names.lower() == _ALL_LINEAR
         self._pattern: TargetPattern | None = None
         self._names: frozenset[str] = frozenset()
         self._suffixes: tuple[str, ...] = ()
         if isinstance(names, str):
-            self._pattern = None if self._is_all_linear else TargetPattern(names, field=field)
+            if not self._is_all_linear:
+                self._pattern = TargetPattern(names, field=field, max_program=limits.max_regex_program)
         else:
             self._names, self._suffixes = frozenset(names), tuple(f".{name}" for name in names)
 
@@ -148,48 +162,45 @@ class _NameRule:
 
 
 class _Sizes:
-    """Rank and alpha of one module: the first pattern that matches its name, or the config's default."""
+    """Rank and alpha of modules: the first pattern that matches the name, or the config's default."""
 
-    def __init__(self, config: PeftConfig) -> None:
+    def __init__(self, config: PeftConfig, limits: Limits) -> None:
         self._config = config
-        self._ranks = _compile("rank_pattern", config.rank_pattern)
-        self._alphas = _compile("alpha_pattern", config.alpha_pattern)
+        self._ranks = _compile("rank_pattern", config.rank_pattern, limits)
+        self._alphas = _compile("alpha_pattern", config.alpha_pattern, limits)
+        self._used: set[tuple[str, str]] = set()
+        self._ambiguity: str | None = None
 
     def of(self, path: str) -> tuple[int, float]:
         """(rank, scale)."""
-        rank = next((rank for pattern, rank in self._ranks if pattern.matches_start_of(path)), self._config.r)
-        return rank, self._config.scale(next(self._alphas_of(path), self._config.lora_alpha), rank)
+        ranks = self._matches("rank_pattern", self._ranks, path)
+        alphas = self._matches("alpha_pattern", self._alphas, path)
+        if len(set(alphas)) > 1 and self._ambiguity is None:
+            # PEFT sorts the patterns when it saves, so training may have used another order than the file's.
+            first, other = list(dict.fromkeys(alphas))[:2]
+            self._ambiguity = (
+                f"alpha_pattern gives {path} both {first} and {other}; as in PEFT the first in the file counts"
+            )
+        rank = ranks[0] if ranks else self._config.r
+        return rank, self._config.scale(alphas[0] if alphas else self._config.lora_alpha, rank)
 
-    def unused_patterns(self, paths: Iterable[str]) -> list[str]:
-        """A note for each of the two fields that has patterns without any selected module."""
-        names = list(paths)
-        notes = []
+    def notes(self) -> list[str]:
+        """About patterns that did nothing or contradict each other, for the modules asked about so far."""
+        notes = [] if self._ambiguity is None else [self._ambiguity]
         for field, patterns in (("rank_pattern", self._ranks), ("alpha_pattern", self._alphas)):
-            unused = [p.text for p, _ in patterns if not any(p.matches_start_of(name) for name in names)]
+            unused = [pattern.text for pattern, _ in patterns if (field, pattern.text) not in self._used]
             if unused:
-                notes.append(
-                    f"{field}: {len(unused)} patterns match no selected module, the first is {quote(unused[0])}"
-                )
+                notes.append(f"{field}: {len(unused)} patterns without a selected module, first {quote(unused[0])}")
         return notes
 
-    def ambiguities(self, paths: Iterable[str]) -> list[str]:
-        """At most one note: PEFT sorts the patterns when it saves, so training may have used another order."""
-        for path in paths:
-            alphas = dict.fromkeys(self._alphas_of(path))
-            if len(alphas) > 1:
-                first, second = list(alphas)[:2]
-                return [
-                    f"alpha_pattern gives {path} both {first} and {second}; as in PEFT the first in the file counts"
-                ]
-        return []
-
-    def _alphas_of(self, path: str) -> Iterator[int | float]:
-        return (alpha for pattern, alpha in self._alphas if pattern.matches_start_of(path))
+    def _matches(self, field: str, patterns: list[tuple[_Suffix, _Number]], path: str) -> list[_Number]:
+        hits = [(pattern.text, value) for pattern, value in patterns if pattern.matches(path)]
+        self._used.update((field, text) for text, _ in hits)
+        return [value for _, value in hits]
 
 
-def _compile(field: str, patterns: Mapping[str, _Number]) -> list[tuple[TargetPattern, _Number]]:
-    template = r"(.*\.)?({})$"
-    return [(TargetPattern(key, field=field, template=template), value) for key, value in patterns.items()]
+def _compile(field: str, patterns: Mapping[str, _Number], limits: Limits) -> list[tuple[_Suffix, _Number]]:
+    return list(zip(compile_suffixes(patterns, field=field, limits=limits), patterns.values(), strict=True))
 
 
 def _site(path: str, layer: int | None, module: Module, sizes: _Sizes, limits: Limits) -> LoraSite:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 from peft import LoraConfig
@@ -159,6 +160,27 @@ def test_a_rank_above_the_limit_is_refused_with_the_limit():
     with pytest.raises(FailedPrecondition, match="512") as caught:
         resolve_targets(_parse(config(r=513)), BASE, Limits())
     assert caught.value.reason == "ADAPTER_RANK_TOO_LARGE"
+
+
+def test_many_plain_rank_patterns_are_fast_and_many_regular_expressions_are_refused():
+    base = dataclasses.replace(BASE, num_layers=80)
+    patterns = {f"^model.layers.{i % 80}.self_attn.{'x' * (i // 80)}q_proj": 4 for i in range(1000)}
+    started = time.process_time()
+    targets = resolve_targets(_parse(config(rank_pattern=patterns, alpha_pattern=patterns)), base, Limits())
+    assert time.process_time() - started < 5.0
+    assert any("rank_pattern: 920 patterns without" in note for note in targets.notes)
+    with pytest.raises(InvalidArgument, match="65 regular expressions"):
+        _parse(config(alpha_pattern={f"q.*{i}": 1 for i in range(65)}))
+
+
+@pytest.mark.parametrize("unit", ["(a|b|c|.*)*" * 300, "(.{0,30}){0,30}x", "(m?.?)*" * 200])
+def test_regular_expressions_that_are_too_much_work_are_refused_before_they_run(unit):
+    patterns = {f"{unit}{i}": 3 for i in range(64)}
+    started = time.process_time()
+    with pytest.raises(FailedPrecondition, match="instructions") as caught:
+        resolve_targets(_parse(config(rank_pattern=patterns)), BASE, Limits())
+    assert caught.value.metadata == {"field": "rank_pattern"}
+    assert time.process_time() - started < 2.0
 
 
 def test_a_scale_that_overflows_is_refused():

@@ -66,12 +66,12 @@ def _check_against_peft(base_folder: Path, config: LoraConfig) -> ParsedAdapter 
         try:
             model = get_peft_model(_base_model(base_folder), config)
         except ValueError:
-            config.save_pretrained(folder)
+            config.save_pretrained(str(folder))
             write_folder(folder, document=_saved_document(folder), tensors={})
             with pytest.raises(LoraplexError):
                 parse_peft_folder(folder, base, Limits())
             return None
-        model.save_pretrained(folder)
+        model.save_pretrained(str(folder))
         try:
             loaded = PeftModel.from_pretrained(_base_model(base_folder), folder)
         except RuntimeError:  # PEFT sorts patterns when it saves; overlapping rank patterns then no longer fit
