@@ -36,7 +36,14 @@ CONFIGS: dict[str, LoraConfig] = {
         exclude_modules=r".*layers\.(0|29)\..*",
     ),
 }
-STRENGTH = {"rank1-q": 0.3}
+STRENGTH = {
+    "rank1-q": 0.5,
+    "regex-exclude": 0.06,
+    "rslora-qv": 0.05,
+    "patterns": 0.06,
+    "mlp-only": 0.03,
+    "upper-layers": 0.04,
+}
 DEFAULT_STRENGTH = 0.02
 """Standard deviation of the random B matrices: enough to change most greedy tokens, not enough to destroy the text."""
 

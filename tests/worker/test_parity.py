@@ -1,6 +1,7 @@
 """Design section 8, rule 2: every output equals what PEFT gives, whatever else is in the batch. On the real model."""
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -35,9 +36,10 @@ PROMPTS = (
     "Hello! How are you",
 )
 PAIR = (("rslora-qv", 0.75), ("mlp-only", -0.5))
-BF16_LOGIT_TOLERANCE = 0.04
-"""Relative error (L2, of logits less their mean) of our bf16 against PEFT's fp32 on the same tokens. A bfloat16 has 8
-bits of mantissa, 0.4 % per rounding, over 30 layers; the worst row seen is at 0.026."""
+BF16_LOGIT_TOLERANCE = 0.08
+"""Relative error (L2, of logits less their mean) of our bf16 against PEFT's fp32 on the same tokens, at worst."""
+BF16_AGAINST_PEFT = 1.25
+"""Our worst and our median row, against the worst and the median of PEFT's own bf16."""
 
 Stored = tuple[AdapterSpec, dict]
 
@@ -216,9 +218,18 @@ def relative_error(given: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(difference.norm() / centred.norm())
 
 
-def test_bf16_logits_stay_within_the_stated_tolerance(smollm2_folder, stored, rows, served, judged):
+@pytest.fixture(scope="module")
+def bf16_of_peft(smollm2_folder, rows, served, judged) -> list[float]:
+    """What bfloat16 costs PEFT itself."""
+    oracle = PeftOracle(smollm2_folder, torch.bfloat16)
+    given = judge(oracle, rows, served.tokens)
+    return [relative_error(ours[-1], wanted[-1]) for ours, wanted in zip(given, judged, strict=True)]
+
+
+def test_bf16_logits_stay_within_the_stated_tolerance(smollm2_folder, stored, rows, served, judged, bf16_of_peft):
     """One mixed bf16 batch of prompts with their fp32 answers; the last logits of every row against PEFT in fp32."""
     sequences = [row.prompt_ids + answer for row, answer in zip(rows, served.tokens, strict=True)]
     ours = last_logits(load_decoder(smollm2_folder, torch.bfloat16), stored, rows, sequences)
     errors = [relative_error(given, wanted[-1]) for given, wanted in zip(ours, judged, strict=True)]
-    assert max(errors) <= BF16_LOGIT_TOLERANCE, f"worst {max(errors):.4f}"
+    assert max(errors) <= min(BF16_LOGIT_TOLERANCE, BF16_AGAINST_PEFT * max(bf16_of_peft))
+    assert statistics.median(errors) <= BF16_AGAINST_PEFT * statistics.median(bf16_of_peft)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 from tests.worker.engine.fake_decoder import fake_weights, small_engine
@@ -251,5 +252,5 @@ class EngineOrders(RuleBasedStateMachine):
         assert self.run.engine.page_counts().free == _NUM_PAGES
 
 
-TestEngineOrders = EngineOrders.TestCase
+TestEngineOrders = pytest.mark.slow(EngineOrders.TestCase)
 TestEngineOrders.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from loraplex_worker.engine.command import Sampling, Stop
 from loraplex_worker.engine.random_stream import uniform
-from loraplex_worker.engine.sampler import sample
+from loraplex_worker.engine.sampler import choose_on_device, sample
 from loraplex_worker.engine.sampling_state import SamplingState
 
 Array = npt.NDArray[np.float64]
@@ -95,6 +95,7 @@ any_sampling = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(
     sampling=any_sampling,
     logits_seed=st.integers(0, 10**6),
@@ -115,7 +116,9 @@ def test_every_combination_of_parameters_gives_the_token_of_the_reference(
     stop = Stop(max_tokens=100, min_tokens=min_tokens, stop_token_ids=(150, 160))
     logits = random_logits(logits_seed, vocab_size)
     expected = reference_token(logits[0].double().numpy(), sampling, stop, prompt, output)
-    assert sample(logits, [state(sampling, stop=stop, prompt=prompt, output=output)]) == [expected]
+    one = state(sampling, stop=stop, prompt=prompt, output=output)
+    assert sample(logits, [one]) == [expected]
+    assert choose_on_device(logits, [0], [one]) == [expected]
 
 
 def test_each_pair_of_parameters_works_together():
@@ -153,6 +156,7 @@ def test_a_row_does_not_depend_on_the_rest_of_its_batch():
     logits = torch.cat([random_logits(row, 2500, spread=1.5) for row in range(len(samplings))])
     states = [state(sampling, prompt=(1, 2, 3), output=(4, 4)) for sampling in samplings]
     alone = [sample(logits[row : row + 1], [states[row]])[0] for row in range(len(states))]
+    assert choose_on_device(logits, list(range(len(states))), states) == alone
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(states))[: 4 * seed + 2].tolist()
         assert sample(logits[order], [states[row] for row in order]) == [alone[row] for row in order]
@@ -187,9 +191,11 @@ def test_rows_with_logits_that_are_not_finite_have_no_token_and_harm_no_other():
 def test_masks_that_leave_no_token_give_none_and_harm_no_other(temperature: float):
     logits = torch.cat([random_logits(0, 64)] * 2)
     empty = Sampling(allowed_token_ids=(4,), banned_token_ids=(4,), temperature=temperature, top_p=0.9, top_k=3)
-    tokens = sample(logits, [state(empty), state(Sampling(temperature=temperature))])
+    states = [state(empty), state(Sampling(temperature=temperature))]
+    tokens = sample(logits, states)
     assert tokens[0] is None
-    assert tokens[1] == sample(logits[1:], [state(Sampling(temperature=temperature))])[0]
+    assert tokens[1] == sample(logits[1:], states[1:])[0]
+    assert choose_on_device(logits, [0, 1], states) == tokens
 
 
 def draws(sampling_fields: dict[str, object], logits: torch.Tensor, num_draws: int) -> Array:
@@ -242,7 +248,9 @@ def test_a_wide_nucleus_of_a_large_vocabulary_is_exact():
     logits = random_logits(5, 9000, spread=0.3)
     for top_p in (0.3, 0.9, 0.999):
         sampling = Sampling(temperature=1.0, top_p=top_p, seed=77)
-        assert sample(logits, [state(sampling)]) == [reference_token(logits[0].double().numpy(), sampling)]
+        expected = reference_token(logits[0].double().numpy(), sampling)
+        assert sample(logits, [state(sampling)]) == [expected]
+        assert choose_on_device(logits, [0], [state(sampling)]) == [expected]
 
 
 def test_the_smallest_temperature_is_greedy_and_never_breaks():
