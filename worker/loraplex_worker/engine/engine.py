@@ -4,15 +4,14 @@ import functools
 import time
 
 import torch
-from torch import Tensor
 
 from loraplex_worker.engine.admission import check_admit
 from loraplex_worker.engine.attached_adapters import AttachedAdapters
-from loraplex_worker.engine.batch_builder import BatchBuilder, Plan, Share
+from loraplex_worker.engine.batch_builder import BatchBuilder, Plan
 from loraplex_worker.engine.command import Admit, AttachAdapter, Command, EvictAdapter, Grant, Reset, Retire, SetBudget
 from loraplex_worker.engine.engine_config import EngineConfig
 from loraplex_worker.engine.language_model import LanguageModel
-from loraplex_worker.engine.logprobs import token_logprobs
+from loraplex_worker.engine.logprob_requests import chosen_logprobs, judge_prompts, take_prompt_logprobs
 from loraplex_worker.engine.page_pool import AdapterOwner, KvOwner, OutOfPages, Owner, PagePool
 from loraplex_worker.engine.refusal import CommandRefused, RefusalReason
 from loraplex_worker.engine.report import Emission, Finish, PageCounts, PromptLogprobs, StepReport, TokenLogprobs
@@ -205,9 +204,9 @@ class Engine:
         logits = self._model.forward(plan.batch, self._kv)
         num_sampled = len(plan.sampled)
         tokens = sample(logits[:num_sampled], [sequence.sampling for sequence in plan.sampled])
-        logprobs = _chosen_logprobs(logits, plan.sampled, tokens)
+        logprobs = chosen_logprobs(logits, plan.sampled, tokens)
         # Before num_computed moves: which prompt tokens the rows judge depends on it.
-        broken = _judge_prompts(plan.judged, logits[num_sampled:])
+        broken = judge_prompts(plan.judged, logits[num_sampled:])
         for sequence in plan.decoding:
             sequence.num_computed += 1
         for share in plan.prefilling:
@@ -218,7 +217,7 @@ class Engine:
             if sequence in broken:
                 continue
             if sequence.prompt_logprobs is not None and token is not None:
-                prompt_logprobs.append(_take_prompt_logprobs(sequence))
+                prompt_logprobs.append(take_prompt_logprobs(sequence))
             emissions.append(self._settle(sequence, token, logprobs.get(row)))
         return emissions, prompt_logprobs
 
@@ -282,44 +281,3 @@ class Engine:
         assert sequence.num_computed < len(sequence.tokens) < self.config.max_context_tokens
         assert sequence.num_output <= min(sequence.grant_tokens, sequence.stop.max_tokens)
         assert sequence.num_output == sequence.sampling.num_output
-
-
-def _chosen_logprobs(
-    logits: Tensor, sequences: tuple[Sequence, ...], tokens: list[int | None]
-) -> dict[int, TokenLogprobs]:
-    """By row, for the sequences that asked."""
-    wanted = [
-        (row, token, sequence.top_logprobs)
-        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
-        if sequence.top_logprobs is not None and token is not None
-    ]
-    if not wanted:
-        return {}
-    rows, chosen, num_top = (list(column) for column in zip(*wanted, strict=True))
-    return dict(zip(rows, token_logprobs(logits[rows], chosen, num_top), strict=True))
-
-
-def _judge_prompts(shares: tuple[Share, ...], logits: Tensor) -> list[Sequence]:
-    """Append the logprobs of prompt tokens to their sequences; returns those whose logits are not finite."""
-    broken: list[Sequence] = []
-    start = 0
-    for share in shares:
-        sequence, stop = share.sequence, start + share.num_prompt_logits
-        rows, start = logits[start:stop], stop
-        if not bool(rows.sum(dim=1).isfinite().all()):
-            broken.append(sequence)
-            continue
-        assert sequence.prompt_logprobs is not None
-        first = sequence.num_computed + 1
-        judged = sequence.tokens[first : first + len(rows)]
-        num_top = sequence.sampling.sampling.prompt_logprobs or 0
-        sequence.prompt_logprobs.extend(token_logprobs(rows, judged, [num_top] * len(rows)))
-    return broken
-
-
-def _take_prompt_logprobs(sequence: Sequence) -> PromptLogprobs:
-    entries = sequence.prompt_logprobs
-    assert entries is not None
-    assert len(entries) == sequence.num_prompt
-    sequence.prompt_logprobs = None
-    return PromptLogprobs(sequence_id=sequence.sequence_id, entries=tuple(entries))

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from loraplex_worker.engine.draw import draw
+from loraplex_worker.engine.draw_batch import draw_batch
+from loraplex_worker.engine.draw_row import Row, draw_row
 from loraplex_worker.engine.sampling_state import SamplingState
 
 
@@ -13,7 +15,7 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
     """Choose the next token of each row. Changes neither argument.
 
     The order of work is: penalties, bias, masks; then for greedy rows the highest logit, ties to the lowest id, and for
-    the others temperature, top_k, top_p, min_p and a draw (see ``draw``). A row's result does not depend on the others.
+    the others temperature, top_k, top_p, min_p and a draw (see ``draw_batch``). A row does not depend on the others.
 
     Args:
         logits: [N, V] float32.
@@ -27,34 +29,12 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
     tokens: list[int | None] = [*_argmax(logits)]
     special = [row for row, state in enumerate(states) if finite[row] and not state.is_plain]
     if special:
-        chosen = _sample_special(logits[special], [states[row] for row in special])
-        for row, token in zip(special, chosen, strict=True):
+        choose = choose_on_cpu if logits.device.type == "cpu" else choose_on_device
+        for row, token in zip(special, choose(logits, special, states), strict=True):
             tokens[row] = token
     if not all(finite):
         tokens = [token if is_finite else None for token, is_finite in zip(tokens, finite, strict=True)]
     return tokens
-
-
-def _sample_special(logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
-    """As ``sample``, for finite rows with parameters of their own; overwrites ``logits``."""
-    for row, state in enumerate(states):
-        if state.adjusts:
-            state.adjust(logits[row])
-    tokens: list[int | None] = [None] * len(states)
-    greedy = [row for row, state in enumerate(states) if state.sampling.temperature == 0.0]
-    drawn = [row for row, state in enumerate(states) if state.sampling.temperature != 0.0]
-    if greedy:
-        _fill(tokens, greedy, _argmax_allowed(logits[greedy]))
-    if drawn:
-        rows = logits if len(drawn) == len(states) else logits[drawn]
-        samplings = [states[row].sampling for row in drawn]
-        _fill(tokens, drawn, draw(rows, samplings, [states[row].uniform() for row in drawn]))
-    return tokens
-
-
-def _fill(tokens: list[int | None], rows: list[int], chosen: Sequence[int | None]) -> None:
-    for row, token in zip(rows, chosen, strict=True):
-        tokens[row] = token
 
 
 def _argmax(logits: Tensor) -> list[int]:
@@ -67,6 +47,37 @@ def _argmax(logits: Tensor) -> list[int]:
     return ids
 
 
-def _argmax_allowed(logits: Tensor) -> list[int | None]:
-    has_token: list[bool] = (logits.amax(dim=1) > -torch.inf).tolist()
-    return [token if allowed else None for token, allowed in zip(_argmax(logits), has_token, strict=True)]
+def choose_on_cpu(logits: Tensor, rows: list[int], states: Sequence[SamplingState]) -> list[int | None]:
+    """The tokens of ``rows``, whose logits are finite, one after the other."""
+    scratch = np.empty(logits.shape[1], dtype=np.float32)
+    return [_choose_row(logits[row], states[row], scratch) for row in rows]
+
+
+def _choose_row(logits: Tensor, state: SamplingState, scratch: Row) -> int | None:
+    if state.adjusts:
+        logits = logits.clone()
+        state.adjust(logits)
+    values: Row = logits.numpy()
+    if state.sampling.temperature != 0.0:
+        return draw_row(values, state.sampling, state.uniform(), scratch)
+    token = int(values.argmax())
+    return token if values[token] > -np.inf else None
+
+
+def choose_on_device(logits: Tensor, rows: list[int], states: Sequence[SamplingState]) -> list[int | None]:
+    """The tokens of ``rows``, whose logits are finite, side by side."""
+    chosen = logits[rows]
+    for index, row in enumerate(rows):
+        if states[row].adjusts:
+            states[row].adjust(chosen[index])
+    tokens: list[int | None] = [*_argmax(chosen)]
+    allowed: list[bool] = (chosen.amax(dim=1) > -torch.inf).tolist()
+    drawn = [index for index, row in enumerate(rows) if states[row].sampling.temperature != 0.0]
+    if drawn:
+        drawing = [states[rows[index]] for index in drawn]
+        uniforms = [state.uniform() for state in drawing]
+        for index, token in zip(
+            drawn, draw_batch(chosen[drawn], [state.sampling for state in drawing], uniforms), strict=True
+        ):
+            tokens[index] = token
+    return [token if is_allowed else None for token, is_allowed in zip(tokens, allowed, strict=True)]

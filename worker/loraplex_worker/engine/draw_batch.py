@@ -1,4 +1,6 @@
-"""Draw one token for each row: temperature, filters, then the inverse of the cumulative distribution.
+"""Draw one token for each row of logits, on any device.
+
+Temperature, filters, then the inverse of the cumulative distribution.
 
 Each filter is a floor under the scaled logits z = (logit - highest logit) / temperature:
 
@@ -28,7 +30,7 @@ _MIN_TEMPERATURE = 1e-6
 _NUCLEUS_SIZES = (64, 512, 4096)
 
 
-def draw(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int | None]:
+def draw_batch(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int | None]:
     """Pick a token in each row.
 
     Args:
