@@ -1,0 +1,400 @@
+"""The scheduler as a pure state machine: events and the time go in, commands come out. No clock, no socket, no randomness."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from loraplex_contract.errors import Internal, Unavailable
+from loraplex_scheduler.core import event as events
+from loraplex_scheduler.core.batcher import Batcher
+from loraplex_scheduler.core.capacity import Capacity
+from loraplex_scheduler.core.catalog import Catalog
+from loraplex_scheduler.core.command import CancelAnswered, Command, FenceWorker, SetBudget
+from loraplex_scheduler.core.config import CoreConfig
+from loraplex_scheduler.core.endings import Endings
+from loraplex_scheduler.core.event import Event, RequestKey
+from loraplex_scheduler.core.finish import FinishReason
+from loraplex_scheduler.core.intake import Intake, deadline_exceeded, no_workers, queue_timeout
+from loraplex_scheduler.core.lifecycle import State
+from loraplex_scheduler.core.loader import Loader
+from loraplex_scheduler.core.policy import FirstComeFirstServed, Policy
+from loraplex_scheduler.core.queue import Queue
+from loraplex_scheduler.core.reports import Reports, WorkerFault, reason_of_max_tokens
+from loraplex_scheduler.core.request import Request
+from loraplex_scheduler.core.request_table import RequestTable
+from loraplex_scheduler.core.residency import Tier
+from loraplex_scheduler.core.standing import Standing
+from loraplex_scheduler.core.statistics import AdapterStatistics, CoreStatistics, WorkerStatistics
+from loraplex_scheduler.core.timers import Due, Timers
+from loraplex_scheduler.core.unregistering import Unregistering
+from loraplex_scheduler.core.worker import Worker
+
+
+class SchedulerCore:
+    """Owns every request from its acceptance to its terminal, and the books of every worker.
+
+    Args:
+        policy: whose turn it is; first come, first served with a bounded overtaking by default.
+    """
+
+    def __init__(self, config: CoreConfig, policy: Policy | None = None) -> None:
+        self.config: Final = config
+        self._commands: list[Command] = []
+        self._frontends: dict[str, str] = {}
+        """Connected ones, with their incarnation."""
+        self._workers: dict[str, Worker] = {}
+        self._queue: Final = Queue()
+        self._requests: Final = RequestTable()
+        self._timers: Final = Timers()
+        self._catalog: Final = Catalog()
+        self._capacity: Final = Capacity(self._catalog, max_adapters_per_step=config.max_adapters_per_step)
+        emit = self._emit
+        self._loader: Final = Loader(config, self._catalog, emit)
+        self._standing: Final = Standing(config, self._queue, self._workers, emit)
+        self._endings: Final = Endings(self._requests, self._standing, self._catalog, emit)
+        self._reports: Final = Reports(self._standing, self._endings, emit)
+        self._intake: Final = Intake(
+            config,
+            requests=self._requests,
+            queue=self._queue,
+            timers=self._timers,
+            catalog=self._catalog,
+            capacity=self._capacity,
+            workers=self._workers,
+            emit=emit,
+        )
+        self._unregistering: Final = Unregistering(
+            catalog=self._catalog,
+            requests=self._requests,
+            endings=self._endings,
+            loader=self._loader,
+            workers=self._workers,
+            emit=emit,
+        )
+        self._batcher: Final = Batcher(
+            config,
+            policy or FirstComeFirstServed(config.max_overtake_ns),
+            queue=self._queue,
+            workers=self._workers,
+            standing=self._standing,
+            loader=self._loader,
+            give_up=lambda sequence, error: self._endings.fail(sequence, error, now_ns=self._now_ns),
+        )
+        self._now_ns = 0
+        self._workers_changed_ns: int | None = None
+        """When a worker last came or went; the first event at the latest."""
+        self._is_dirty = False
+        """Whether the batches need another look."""
+        self._handlers: Final[dict[type[Any], Callable[[Any], None]]] = {
+            events.FrontendConnected: self._on_frontend_connected,
+            events.FrontendLost: self._on_frontend_lost,
+            events.Submitted: self._on_submitted,
+            events.CancelRequested: self._on_cancel,
+            events.SequenceStopped: self._on_stopped,
+            events.WorkerConnected: self._on_worker_connected,
+            events.WorkerLost: self._on_worker_lost,
+            events.StepReported: self._on_report,
+            events.AdapterChanged: self._on_adapter_changed,
+            events.CommandRefused: self._on_refused,
+            events.AdapterCommitted: self._on_committed,
+            events.AdapterUnregistered: self._on_unregistered,
+            events.Tick: self._on_tick,
+        }
+
+    def handle(self, event: Event, *, now_ns: int) -> list[Command]:
+        """What is to be done about one event."""
+        return self.handle_all((event,), now_ns=now_ns)
+
+    def handle_all(self, turn: Iterable[Event], *, now_ns: int) -> list[Command]:
+        """What is to be done about all that has happened since the last turn; batches are formed once, at the end.
+
+        Args:
+            turn: in the order in which it happened.
+            now_ns: never smaller than before.
+        """
+        assert now_ns >= self._now_ns, f"time ran backwards: {now_ns} after {self._now_ns}"
+        self._now_ns = now_ns
+        if self._workers_changed_ns is None:
+            self._workers_changed_ns = now_ns
+        for event in turn:
+            self._handlers[type(event)](event)
+        if self._is_dirty:
+            self._is_dirty = False
+            self._batcher.run(now_ns=now_ns)
+            self._unregistering.settle(now_ns=now_ns)
+        commands, self._commands = self._commands, []
+        return commands
+
+    def next_timer_ns(self) -> int | None:
+        """When a Tick is due because of a deadline; None for no such time."""
+        return self._timers.next_ns()
+
+    def has_request(self, key: RequestKey) -> bool:
+        return self._requests.get(key) is not None
+
+    def _emit(self, command: Command) -> None:
+        self._commands.append(command)
+
+    # --- frontends ---
+
+    def _on_frontend_connected(self, event: events.FrontendConnected) -> None:
+        self._drop_frontend(event.frontend_id)
+        self._frontends[event.frontend_id] = event.incarnation
+
+    def _on_frontend_lost(self, event: events.FrontendLost) -> None:
+        if self._frontends.get(event.frontend_id) == event.incarnation:
+            self._drop_frontend(event.frontend_id)
+
+    def _drop_frontend(self, frontend_id: str) -> None:
+        if self._frontends.pop(frontend_id, None) is None:
+            return
+        for request in self._requests:
+            if request.key.frontend_id == frontend_id:
+                self._endings.drop(request, now_ns=self._now_ns)
+        self._is_dirty = True
+
+    def _on_submitted(self, event: events.Submitted) -> None:
+        if event.key.frontend_id in self._frontends:
+            is_without_workers = not self._workers and self._is_grace_over()
+            self._intake.submit(event, is_without_workers=is_without_workers, now_ns=self._now_ns)
+            self._is_dirty = True
+
+    def _on_cancel(self, event: events.CancelRequested) -> None:
+        if event.key is not None:
+            request = self._requests.get(event.key)
+        else:
+            request = self._requests.with_id(event.tenant, event.request_id)
+        if request is not None:
+            self._endings.finish_all(request, FinishReason.CANCELLED, now_ns=self._now_ns)
+            self._is_dirty = True
+        if event.nonce and event.frontend_id in self._frontends:
+            self._emit(CancelAnswered(frontend_id=event.frontend_id, nonce=event.nonce, found=request is not None))
+
+    def _on_stopped(self, event: events.SequenceStopped) -> None:
+        request = self._requests.get(event.key)
+        if request is None or event.index >= len(request.sequences):
+            return
+        sequence = request.sequences[event.index]
+        if sequence.state is not State.DONE:
+            self._endings.finish(
+                sequence,
+                FinishReason.STOP_STRING,
+                now_ns=self._now_ns,
+                num_output_tokens=min(event.num_tokens, sequence.num_output),
+            )
+            self._is_dirty = True
+
+    # --- workers ---
+
+    def _on_worker_connected(self, event: events.WorkerConnected) -> None:
+        worker_id = event.info.worker_id
+        if worker_id in self._workers:
+            self._lose(self._workers[worker_id])
+        self._workers[worker_id] = Worker(event.info)
+        self._workers_changed_ns = self._now_ns
+        if 0 < self.config.max_step_tokens < event.info.max_step_tokens:
+            self._emit(SetBudget(worker_id=worker_id, max_step_tokens=self.config.max_step_tokens))
+        self._settle_places()
+        self._is_dirty = True
+
+    def _settle_places(self) -> None:
+        """Where each request can run has changed. One that never had a place is told why it gets none."""
+        for request in self._requests:
+            error = self._capacity.settle(request, self._workers.values())
+            if error is not None and (request.places or not request.had_places):
+                self._endings.fail_all(request, error, now_ns=self._now_ns)
+
+    def _on_worker_lost(self, event: events.WorkerLost) -> None:
+        worker = self._worker(event.worker_id, event.epoch)
+        if worker is not None:
+            self._lose(worker)
+
+    def _worker(self, worker_id: str, epoch: int) -> Worker | None:
+        """The registration that an event is about, unless it is over."""
+        worker = self._workers.get(worker_id)
+        return worker if worker is not None and worker.info.epoch == epoch else None
+
+    def _lose(self, worker: Worker) -> None:
+        lost = self._standing.lose(worker, now_ns=self._now_ns)
+        del self._workers[worker.worker_id]
+        self._workers_changed_ns = self._now_ns
+        for sequence in lost:
+            if sequence.num_output >= sequence.max_tokens:
+                self._endings.finish(sequence, reason_of_max_tokens(sequence), now_ns=self._now_ns)
+        for request in {sequence.request.arrival: sequence.request for sequence in lost}.values():
+            self._count_loss(request)
+        self._settle_places()
+        self._is_dirty = True
+
+    def _count_loss(self, request: Request) -> None:
+        request.num_worker_losses += 1
+        if request.num_worker_losses > self.config.max_worker_losses:
+            message = (
+                f"{request.num_worker_losses} workers were lost while they ran this request: it is not tried again"
+            )
+            self._endings.fail_all(request, Unavailable(message, reason="WORKER_LOST"), now_ns=self._now_ns)
+
+    def _fence(self, worker: Worker, cause: str) -> None:
+        """Its books and ours differ: nothing that it says can be trusted any more."""
+        self._emit(FenceWorker(worker_id=worker.worker_id, epoch=worker.info.epoch, cause=cause))
+        self._lose(worker)
+
+    def _on_report(self, event: events.StepReported) -> None:
+        worker = self._worker(event.worker_id, event.epoch)
+        if worker is None:
+            return
+        try:
+            self._is_dirty |= self._reports.take(worker, event, now_ns=self._now_ns)
+        except WorkerFault as fault:
+            self._fence(worker, str(fault))
+
+    def _on_adapter_changed(self, event: events.AdapterChanged) -> None:
+        worker = self._worker(event.worker_id, event.epoch)
+        if worker is None:
+            return
+        self._is_dirty = True
+        match event.state:
+            case events.WorkerAdapterState.DEVICE:
+                self._loader.on_device(worker, event.digest, now_ns=self._now_ns)
+            case events.WorkerAdapterState.EVICTED:
+                if not self._loader.on_evicted(worker, event.digest):
+                    self._fence(worker, f"adapter {event.digest} left the device while in use")
+            case events.WorkerAdapterState.FAILED:
+                if self._loader.on_failed(worker, event.digest, event.error, now_ns=self._now_ns):
+                    self._batcher.fail_waiting(event.digest, now_ns=self._now_ns)
+
+    def _on_refused(self, event: events.CommandRefused) -> None:
+        worker = self._worker(event.worker_id, event.epoch)
+        if worker is None:
+            return
+        self._is_dirty = True
+        sequence = worker.sequences.get(event.sequence_id or 0)
+        if sequence is None:
+            self._on_adapter_refused(worker, event)
+        elif event.reason == "FIELD_INVALID":
+            error = Internal("the worker refused the request as malformed", reason="COMMAND_REFUSED")
+            self._endings.fail(sequence, error, now_ns=self._now_ns)
+        else:
+            self._fence(worker, f"refused sequence {event.sequence_id}: {event.reason}")
+
+    def _on_adapter_refused(self, worker: Worker, event: events.CommandRefused) -> None:
+        match worker.residency.tier(event.digest):
+            case Tier.EVICTING:
+                self._loader.on_eviction_refused(worker, event.digest, now_ns=self._now_ns)
+            case Tier.LOADING:
+                error = Unavailable(
+                    f"the worker could not take the adapter: {event.reason}", reason="ADAPTER_LOAD_FAILED"
+                )
+                if self._loader.on_failed(worker, event.digest, error, now_ns=self._now_ns):
+                    self._batcher.fail_waiting(event.digest, now_ns=self._now_ns)
+
+    # --- adapters ---
+
+    def _on_committed(self, event: events.AdapterCommitted) -> None:
+        self._catalog.commit(event.tenant, event.name, event.number, event.digest, event.num_parameters)
+
+    def _on_unregistered(self, event: events.AdapterUnregistered) -> None:
+        self._unregistering.begin(event, now_ns=self._now_ns)
+        self._is_dirty = True
+
+    # --- time ---
+
+    def _on_tick(self, _: events.Tick) -> None:
+        for due, arrival, key in self._timers.pop_due(self._now_ns):
+            request = self._requests.get(key)
+            if request is not None and request.arrival == arrival:
+                self._on_due(due, request)
+        if len(self._timers) > 64 + 4 * len(self._requests):
+            self._timers.forget_ended({request.arrival for request in self._requests})
+        for worker in list(self._workers.values()):
+            if self._loader.is_stuck(worker, now_ns=self._now_ns):
+                self._fence(worker, "a load or an eviction was never answered")
+        if len(self._queue):
+            self._give_up_the_homeless()
+            self._is_dirty = True
+
+    def _on_due(self, due: Due, request: Request) -> None:
+        self._is_dirty = True
+        match due:
+            case Due.TIME_LIMIT:
+                self._endings.finish_all(request, FinishReason.TIME_LIMIT, now_ns=self._now_ns)
+            case Due.DEADLINE:
+                for sequence in request.unfinished():
+                    self._endings.fail(sequence, deadline_exceeded(sequence.num_output), now_ns=self._now_ns)
+            case Due.QUEUE_DEADLINE:
+                for sequence in request.unfinished():
+                    if sequence.admitted_ns is None:
+                        self._endings.fail(sequence, queue_timeout(), now_ns=self._now_ns)
+
+    def _is_grace_over(self) -> bool:
+        assert self._workers_changed_ns is not None
+        return self._now_ns - self._workers_changed_ns >= self.config.no_worker_grace_ns
+
+    def _give_up_the_homeless(self) -> None:
+        """No worker that they fit on has come back in time."""
+        if self._is_grace_over():
+            for sequence in self._queue:
+                if not sequence.request.places:
+                    self._endings.fail(sequence, no_workers(self.config), now_ns=self._now_ns)
+
+    # --- what it shows ---
+
+    def statistics(self) -> CoreStatistics:
+        contexts = [worker.info.max_context_tokens for worker in self._workers.values()]
+        num_running = sum(
+            any(sequence.state is State.ADMITTED for sequence in request.sequences) for request in self._requests
+        )
+        return CoreStatistics(
+            num_queued_sequences=len(self._queue),
+            num_queued_requests=self._queue.num_new_requests,
+            num_running_requests=num_running,
+            num_leases=self._catalog.num_all_leases,
+            max_context_tokens=min(contexts, default=0),
+            workers=tuple(self._worker_statistics(worker) for worker in self._workers.values()),
+        )
+
+    def _worker_statistics(self, worker: Worker) -> WorkerStatistics:
+        counters = worker.counters
+        return WorkerStatistics(
+            worker_id=worker.worker_id,
+            epoch=worker.info.epoch,
+            device=worker.info.device,
+            pages=worker.ledger.counts(),
+            num_running_sequences=len(worker.sequences),
+            num_starving_sequences=len(worker.starving),
+            adapters=tuple(
+                AdapterStatistics(
+                    digest=resident.digest,
+                    num_pages=worker.ledger.adapter_pages(resident.digest),
+                    num_leases=self._catalog.num_leases(resident.digest),
+                    is_on_device=resident.tier is Tier.DEVICE,
+                )
+                for resident in worker.residency
+            ),
+            num_steps=counters.num_steps,
+            num_mixed_steps=counters.num_mixed_steps,
+            max_adapters_in_step=counters.max_adapters_in_step,
+            num_output_tokens=counters.num_output_tokens,
+            num_loads=counters.num_loads,
+            num_evictions=counters.num_evictions,
+            num_preemptions=counters.num_preemptions,
+        )
+
+    def check(self) -> None:
+        """Assert every invariant. O(everything): for tests, and for a server that has nothing to do."""
+        self._queue.check()
+        for worker in self._workers.values():
+            worker.check()
+        self._catalog.check((request.tenant, request.adapters) for request in self._requests)
+        num_queued = num_admitted = 0
+        for request in self._requests:
+            unfinished = request.unfinished()
+            assert len(unfinished) == request.num_unfinished > 0, f"{request.key} has no end"
+            for sequence in unfinished:
+                is_queued = sequence.state is State.QUEUED
+                assert is_queued == (sequence in self._queue), sequence
+                num_queued += is_queued
+                num_admitted += not is_queued
+        assert num_queued == len(self._queue), "the queue holds sequences of ended requests"
+        assert num_admitted == sum(len(worker.sequences) for worker in self._workers.values()), "a zombie runs"
+        if not len(self._requests):
+            assert self._catalog.num_all_leases == 0, "idle, and a lease is held"
