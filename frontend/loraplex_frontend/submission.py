@@ -19,6 +19,8 @@ from loraplex_frontend.text.tokenizer import Tokenizer
 from loraplex_frontend.validate import check_submit
 from loraplex_frontend.validate_prompt import check_length
 
+_LEAST_TIME_S: Final = 0.001
+
 
 class SourceAdapters(Protocol):
     """Makes an adapter of a request's ``uri``."""
@@ -125,9 +127,8 @@ class Submission:
             check_length(len(prompt_ids), request.stop.max_tokens, limits)
             adapters = await self._adapters(tenant, request)
             await self._link.wait_until_up(self._grace_s)
-        return self._send(
-            request, prompt_ids, adapters, tenant, request_id, reader, reader_handle, deadline - loop.time()
-        )
+        time_left_s = max(deadline - loop.time(), _LEAST_TIME_S)
+        return self._send(request, prompt_ids, adapters, tenant, request_id, reader, reader_handle, time_left_s)
 
     def cancel_preparing(self, tenant: str, request_id: str) -> bool:
         """Whether there was such a request that the scheduler does not know yet."""
