@@ -1,4 +1,4 @@
-"""The scheduler as a pure state machine: events and the time go in, commands come out. No clock, no socket, no randomness."""
+"""The scheduler as a pure state machine: events and the time go in, commands come out. No clock, no socket."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -14,6 +14,7 @@ from loraplex_scheduler.core.endings import Endings
 from loraplex_scheduler.core.event import Event, RequestKey
 from loraplex_scheduler.core.finish import FinishReason
 from loraplex_scheduler.core.intake import Intake, deadline_exceeded, no_workers, queue_timeout
+from loraplex_scheduler.core.invariants import check_all
 from loraplex_scheduler.core.lifecycle import State
 from loraplex_scheduler.core.loader import Loader
 from loraplex_scheduler.core.policy import FirstComeFirstServed, Policy
@@ -23,7 +24,7 @@ from loraplex_scheduler.core.request import Request
 from loraplex_scheduler.core.request_table import RequestTable
 from loraplex_scheduler.core.residency import Tier
 from loraplex_scheduler.core.standing import Standing
-from loraplex_scheduler.core.statistics import AdapterStatistics, CoreStatistics, WorkerStatistics
+from loraplex_scheduler.core.statistics import CoreStatistics, snapshot
 from loraplex_scheduler.core.timers import Due, Timers
 from loraplex_scheduler.core.unregistering import Unregistering
 from loraplex_scheduler.core.worker import Worker
@@ -228,9 +229,7 @@ class SchedulerCore:
     def _count_loss(self, request: Request) -> None:
         request.num_worker_losses += 1
         if request.num_worker_losses > self.config.max_worker_losses:
-            message = (
-                f"{request.num_worker_losses} workers were lost while they ran this request: it is not tried again"
-            )
+            message = f"{request.num_worker_losses} workers were lost under this request: it is not tried again"
             self._endings.fail_all(request, Unavailable(message, reason="WORKER_LOST"), now_ns=self._now_ns)
 
     def _fence(self, worker: Worker, cause: str) -> None:
@@ -339,62 +338,10 @@ class SchedulerCore:
     # --- what it shows ---
 
     def statistics(self) -> CoreStatistics:
-        contexts = [worker.info.max_context_tokens for worker in self._workers.values()]
-        num_running = sum(
-            any(sequence.state is State.ADMITTED for sequence in request.sequences) for request in self._requests
-        )
-        return CoreStatistics(
-            num_queued_sequences=len(self._queue),
-            num_queued_requests=self._queue.num_new_requests,
-            num_running_requests=num_running,
-            num_leases=self._catalog.num_all_leases,
-            max_context_tokens=min(contexts, default=0),
-            workers=tuple(self._worker_statistics(worker) for worker in self._workers.values()),
-        )
-
-    def _worker_statistics(self, worker: Worker) -> WorkerStatistics:
-        counters = worker.counters
-        return WorkerStatistics(
-            worker_id=worker.worker_id,
-            epoch=worker.info.epoch,
-            device=worker.info.device,
-            pages=worker.ledger.counts(),
-            num_running_sequences=len(worker.sequences),
-            num_starving_sequences=len(worker.starving),
-            adapters=tuple(
-                AdapterStatistics(
-                    digest=resident.digest,
-                    num_pages=worker.ledger.adapter_pages(resident.digest),
-                    num_leases=self._catalog.num_leases(resident.digest),
-                    is_on_device=resident.tier is Tier.DEVICE,
-                )
-                for resident in worker.residency
-            ),
-            num_steps=counters.num_steps,
-            num_mixed_steps=counters.num_mixed_steps,
-            max_adapters_in_step=counters.max_adapters_in_step,
-            num_output_tokens=counters.num_output_tokens,
-            num_loads=counters.num_loads,
-            num_evictions=counters.num_evictions,
-            num_preemptions=counters.num_preemptions,
+        return snapshot(
+            requests=self._requests, queue=self._queue, catalog=self._catalog, workers=self._workers.values()
         )
 
     def check(self) -> None:
         """Assert every invariant. O(everything): for tests, and for a server that has nothing to do."""
-        self._queue.check()
-        for worker in self._workers.values():
-            worker.check()
-        self._catalog.check((request.tenant, request.adapters) for request in self._requests)
-        num_queued = num_admitted = 0
-        for request in self._requests:
-            unfinished = request.unfinished()
-            assert len(unfinished) == request.num_unfinished > 0, f"{request.key} has no end"
-            for sequence in unfinished:
-                is_queued = sequence.state is State.QUEUED
-                assert is_queued == (sequence in self._queue), sequence
-                num_queued += is_queued
-                num_admitted += not is_queued
-        assert num_queued == len(self._queue), "the queue holds sequences of ended requests"
-        assert num_admitted == sum(len(worker.sequences) for worker in self._workers.values()), "a zombie runs"
-        if not len(self._requests):
-            assert self._catalog.num_all_leases == 0, "idle, and a lease is held"
+        check_all(requests=self._requests, queue=self._queue, catalog=self._catalog, workers=self._workers.values())

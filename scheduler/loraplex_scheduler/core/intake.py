@@ -65,7 +65,9 @@ class Intake:
         if is_without_workers:
             raise no_workers(config)
         if self._requests.num_inflight(tenant) >= config.max_inflight_per_tenant:
-            message = f"{config.max_inflight_per_tenant} requests of this tenant are in flight, the most allowed: wait for one"
+            message = (
+                f"this tenant has {config.max_inflight_per_tenant} requests in flight, the most allowed: wait for one"
+            )
             raise ResourceExhausted(message, reason="TENANT_QUOTA", retry_delay_s=1.0)
         num_waiting = self._queue.num_new_requests
         if num_waiting >= config.max_queued_requests:
