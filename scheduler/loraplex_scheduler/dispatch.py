@@ -1,0 +1,159 @@
+"""The one task that owns the core: events of all peers go in by a bounded queue, commands go out to their sessions."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeAlias
+
+import structlog
+
+from loraplex_scheduler.core import command as commands
+from loraplex_scheduler.core.core import SchedulerCore
+from loraplex_scheduler.core.event import Event, RequestKey, Tick
+from loraplex_scheduler.core.statistics import CoreStatistics
+
+_log = structlog.get_logger(__name__)
+
+TICK_S = 0.05
+"""How late a deadline may be noticed."""
+MAX_EVENTS_PER_TURN = 512
+FrontendCommand: TypeAlias = commands.FrontendCommand | commands.CancelAnswered
+
+
+class FrontendPeer(Protocol):
+    def send(self, turn: int, batch: list[FrontendCommand]) -> None: ...
+
+
+class WorkerPeer(Protocol):
+    def send(self, batch: list[commands.WorkerCommand]) -> None: ...
+
+    def fence(self, cause: str) -> None: ...
+
+
+class Dispatcher:
+    """Peers register themselves; ``run`` must run while they are served."""
+
+    def __init__(self, core: SchedulerCore, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._core = core
+        self._clock = clock
+        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue(maxsize=4096)
+        self._frontends: dict[str, FrontendPeer] = {}
+        self._workers: dict[tuple[str, int], WorkerPeer] = {}
+        self._epoch_of: dict[str, int] = {}
+        self._turn = 0
+        self.on_gone: Callable[[str, str], None] = lambda tenant, name: None
+        """Called with each name whose unregistration is complete."""
+
+    @property
+    def now_ns(self) -> int:
+        return self._clock()
+
+    async def post(self, event: Event) -> None:
+        """Waits only where the core is behind."""
+        await self._inbox.put((event, None))
+
+    async def apply(self, event: Event) -> None:
+        """Returns when the core has taken the event."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._inbox.put((event, done))
+        await done
+
+    def add_frontend(self, frontend_id: str, peer: FrontendPeer) -> None:
+        self._frontends[frontend_id] = peer
+
+    def drop_frontend(self, frontend_id: str, peer: FrontendPeer) -> None:
+        if self._frontends.get(frontend_id) is peer:
+            del self._frontends[frontend_id]
+
+    def add_worker(self, worker_id: str, epoch: int, peer: WorkerPeer) -> None:
+        self._workers[worker_id, epoch] = peer
+        self._epoch_of[worker_id] = epoch
+
+    def drop_worker(self, worker_id: str, epoch: int) -> None:
+        del self._workers[worker_id, epoch]
+        if self._epoch_of.get(worker_id) == epoch:
+            del self._epoch_of[worker_id]
+
+    def has_request(self, key: RequestKey) -> bool:
+        return self._core.has_request(key)
+
+    def statistics(self) -> CoreStatistics:
+        return self._core.statistics()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            turn, waiting = await self._gather()
+            self._take_turn(turn)
+            for done in waiting:
+                if not done.done():
+                    done.set_result(None)
+
+    async def _gather(self) -> tuple[list[Event], list[asyncio.Future[None]]]:
+        """Everything that has come, or a Tick if nothing has for a while."""
+        entries = []
+        try:
+            async with asyncio.timeout(self._timeout_s()):
+                entries.append(await self._inbox.get())
+        except TimeoutError:
+            return [Tick()], []
+        while len(entries) < MAX_EVENTS_PER_TURN and not self._inbox.empty():
+            entries.append(self._inbox.get_nowait())
+        events: list[Event] = [event for event, _ in entries]
+        due_ns = self._core.next_timer_ns()
+        if due_ns is not None and due_ns <= self._clock():
+            # A busy inbox must not keep deadlines from passing.
+            events.append(Tick())
+        return events, [done for _, done in entries if done is not None]
+
+    def _timeout_s(self) -> float:
+        due_ns = self._core.next_timer_ns()
+        return TICK_S if due_ns is None else min(TICK_S, max(0.0, (due_ns - self._clock()) / 1e9))
+
+    def _take_turn(self, events: list[Event]) -> None:
+        self._turn += 1
+        to_frontends: dict[str, list[FrontendCommand]] = {}
+        to_workers: dict[str, list[commands.WorkerCommand]] = {}
+        for command in self._core.handle_all(events, now_ns=self._clock()):
+            match command:
+                case commands.CancelAnswered():
+                    to_frontends.setdefault(command.frontend_id, []).append(command)
+                case commands.FenceWorker():
+                    self._fence(command)
+                case commands.AdapterGone():
+                    self.on_gone(command.tenant, command.name)
+                case commands.VersionReleased():
+                    _log.info("version_released", digest=command.digest)
+                case (
+                    commands.Admit()
+                    | commands.Grant()
+                    | commands.Retire()
+                    | commands.LoadAdapter()
+                    | commands.EvictAdapter()
+                    | commands.SetBudget()
+                ):
+                    to_workers.setdefault(command.worker_id, []).append(command)
+                case _:
+                    to_frontends.setdefault(command.key.frontend_id, []).append(command)
+        self._send(to_frontends.items(), to_workers.items())
+
+    def _send(
+        self,
+        to_frontends: Iterable[tuple[str, list[FrontendCommand]]],
+        to_workers: Iterable[tuple[str, list[commands.WorkerCommand]]],
+    ) -> None:
+        """Workers first: their next step waits for it. A peer that has just gone misses what it could not read."""
+        for worker_id, batch in to_workers:
+            worker = self._workers.get((worker_id, self._epoch_of.get(worker_id, -1)))
+            if worker is not None:
+                worker.send(batch)
+        for frontend_id, frontend_batch in to_frontends:
+            frontend = self._frontends.get(frontend_id)
+            if frontend is not None:
+                frontend.send(self._turn, frontend_batch)
+
+    def _fence(self, command: commands.FenceWorker) -> None:
+        _log.error("worker_fenced", worker_id=command.worker_id, epoch=command.epoch, cause=command.cause)
+        worker = self._workers.get((command.worker_id, command.epoch))
+        if worker is not None:
+            worker.fence(command.cause)
