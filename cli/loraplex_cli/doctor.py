@@ -92,11 +92,8 @@ def _free_bytes() -> int | None:
 
 def write_access(data_dir: Path) -> Finding:
     folder = next(path for path in (data_dir, *data_dir.absolute().parents) if path.exists())
-    fix = (
-        ""
-        if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-        else f"choose another --data-dir or chmod {folder}"
-    )
+    is_writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    fix = "" if is_writable else f"choose another --data-dir, or make {folder} writable"
     return Finding(what=f"data folder {data_dir}", fix=fix)
 
 

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +58,18 @@ def adapter_folder(parent: Path, name: str) -> Path:
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"name": name}))
     return folder
+
+
+def is_gone(pid: int) -> bool:
+    """Ended, or waiting for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(question: Callable[[], object], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not question():
+        assert time.monotonic() < deadline, f"not after {timeout_s} s"
+        time.sleep(0.01)

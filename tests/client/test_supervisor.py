@@ -6,17 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from loraplex_cli.bounded_log import BoundedLog
 from loraplex_cli.child import ChildFailed, ChildSpec, ListenFlag
 from loraplex_cli.restart_policy import CrashRecord, RestartPolicy
 from loraplex_cli.supervisor import Supervisor
-from tests.client.conftest import ROOT
+from tests.client.conftest import ROOT, is_gone, wait_until
 
 FAST = RestartPolicy(min_delay_s=0.01, max_delay_s=0.05, stable_after_s=60, max_crashes=4)
 SLEEPER = (sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(600)")
@@ -39,16 +37,13 @@ async def until(question, timeout_s=5.0):
             await asyncio.sleep(0.01)
 
 
-def is_gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
 async def test_a_killed_child_is_started_again(tmp_path):
-    told = []
+    told: list[str] = []
     async with Supervisor(tmp_path, policy=FAST, tell=told.append) as supervisor:
         child = await supervisor.start(ChildSpec(name="sleeper", command=SLEEPER))
         supervisor.settle()
         first = child.pid
+        assert first is not None
         os.kill(first, signal.SIGKILL)
         await until(lambda: child.num_starts == 2 and child.pid not in (None, first))
     assert any("SIGKILL" in line for line in told)
@@ -76,7 +71,7 @@ async def test_a_child_that_ends_while_the_service_starts_fails_the_start_with_i
 
 async def test_a_child_that_never_listens_is_killed_after_its_time(tmp_path):
     spec = ChildSpec(name="mute", command=SLEEPER, port_file=tmp_path / "never.json", start_timeout_s=0.2)
-    told = []
+    told: list[str] = []
     async with Supervisor(tmp_path, policy=FAST, tell=told.append) as supervisor:
         with pytest.raises(ChildFailed, match="SIGKILL"):
             await supervisor.start(spec)
@@ -84,20 +79,22 @@ async def test_a_child_that_never_listens_is_killed_after_its_time(tmp_path):
 
 
 async def test_a_restarted_child_takes_its_first_port_again(tmp_path):
+    port_file = tmp_path / "ports.json"
     spec = ChildSpec(
         name="listener",
         command=(sys.executable, "-S", "-c", LISTENER),
         listen=(ListenFlag(flag="--listen", key="listen", address="127.0.0.1:0"),),
-        port_file=tmp_path / "ports.json",
+        port_file=port_file,
     )
     async with Supervisor(tmp_path, policy=FAST) as supervisor:
         child = await supervisor.start(spec)
         supervisor.settle()
         address = child.addresses["listen"]
         assert not address.endswith(":0")
+        assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
-        await until(lambda: child.num_starts == 2 and spec.port_file.exists())
-        assert json.loads(spec.port_file.read_text())["listen"] == address
+        await until(lambda: child.num_starts == 2 and port_file.exists())
+        assert json.loads(port_file.read_text())["listen"] == address
 
 
 async def test_children_are_stopped_in_the_reverse_order_of_their_start(tmp_path):
@@ -136,6 +133,7 @@ async def test_a_child_that_ignores_sigterm_is_killed_with_all_it_started(tmp_pa
     async with Supervisor(tmp_path, policy=FAST) as supervisor:
         child = await supervisor.start(spec)
         pid = child.pid
+        assert pid is not None
     grandchild = int((tmp_path / "grandchild").read_text())
     await until(lambda: is_gone(pid) and is_gone(grandchild))
 
@@ -186,14 +184,8 @@ def test_no_child_survives_a_supervisor_that_was_killed(tmp_path):
 
 
 def _is_sleeper(pid):
-    return "time.sleep(600)" in " ".join(psutil.Process(pid).cmdline()[:4])
-
-
-def wait_until(question, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not question():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    # The wrapper has the code among its arguments too, further back.
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[3:4] == [b"import time; time.sleep(600)"]
 
 
 def test_delays_double_up_to_a_bound_and_then_end():

@@ -47,6 +47,7 @@ from loraplex_contract.interceptor import ErrorInterceptor
 
 MODEL = "fake-model"
 FIRST_TOKEN_ID = 1000
+LOOPBACK = "127.0.0.1:0"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,8 +69,10 @@ class Script:
 class FakeFrontend:
     """``async with FakeFrontend() as server``; ``server.address``, ``server.admin_address``."""
 
-    def __init__(self, script: Script | None = None) -> None:
+    def __init__(self, script: Script | None = None, listen: str = LOOPBACK, admin_listen: str = LOOPBACK) -> None:
         self.script = script or Script()
+        self._listen = listen
+        self._admin_listen = admin_listen
         self.submitted: list[generation_pb2.SubmitRequest] = []
         self.cancelled: list[str] = []
         self.credits: list[int] = []
@@ -87,8 +90,8 @@ class FakeFrontend:
         model_pb2_grpc.add_ModelServiceServicer_to_server(_new(_Models, self), self._server)
         tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(_new(_Tokenizer), self._server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(_new(_Cluster, self), self._admin)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-        self.admin_address = f"127.0.0.1:{self._admin.add_insecure_port('127.0.0.1:0')}"
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(self._listen)}"
+        self.admin_address = f"127.0.0.1:{self._admin.add_insecure_port(self._admin_listen)}"
         await self._server.start()
         await self._admin.start()
         return self
@@ -456,10 +459,10 @@ class _Cluster(cluster_pb2_grpc.ClusterServiceServicer):
         return cluster_pb2.GetClusterResponse(workers=[worker], epoch=1)
 
 
-async def _serve(port_file: Path) -> None:
+async def _serve(server: FakeFrontend, port_file: Path) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with FakeFrontend() as server:
+    async with server:
         ports = {"listen": server.address, "admin_listen": server.admin_address}
         staging = port_file.with_suffix(".tmp")
         staging.write_text(json.dumps(ports))
@@ -471,9 +474,15 @@ def main() -> None:
     """``python -m tests.fakes.fake_frontend --port-file PATH``: serves until SIGTERM; other flags are ignored."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port-file", type=Path, required=True)
+    parser.add_argument("--listen", default=LOOPBACK)
+    parser.add_argument("--admin-listen", default=LOOPBACK)
+    parser.add_argument("--max-adapters-in-step", type=int, default=3)
+    parser.add_argument("--num-ready-workers", type=int, default=1)
     known, _ = parser.parse_known_args()
+    script = Script(max_adapters_in_step=known.max_adapters_in_step, num_ready_workers=known.num_ready_workers)
+    server = FakeFrontend(script, known.listen, known.admin_listen)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(known.port_file))
+        asyncio.run(_serve(server, known.port_file))
 
 
 if __name__ == "__main__":
