@@ -148,6 +148,25 @@ def test_a_grant_never_lowers_and_counts_once():
     assert len(run.sequences[1].tokens) == 6
 
 
+def test_the_weight_of_an_adapter_makes_a_difference():
+    engine = small_engine()
+    attach(engine, "a", 17)
+    outputs = {
+        tuple(run_alone(engine, admit(1, adapters=using("a", weight=weight))).tokens) for weight in (0.0, 0.5, 1.0)
+    }
+    assert len(outputs) == 3
+    assert tuple(run_alone(engine, admit(1)).tokens) in outputs, "weight 0 is not the base model"
+
+
+def test_a_grant_of_many_pages_keeps_what_is_in_the_first():
+    run = EngineRun(small_engine())
+    run.engine.apply(admit(1, max_tokens=30, grant_tokens=2))
+    run.until_idle()
+    run.engine.apply(Grant(sequence_id=1, grant_tokens=30))
+    run.until_idle()
+    assert run.sequences[1].tokens == run_alone(small_engine(), admit(1, max_tokens=30)).tokens
+
+
 def test_a_grant_that_finds_no_pages_is_refused_and_the_sequence_stays():
     run = EngineRun(small_engine(num_pages=2))
     run.engine.apply(admit(1, max_tokens=20, grant_tokens=3))
@@ -275,7 +294,8 @@ def test_a_digest_that_comes_back_is_used_with_its_new_weights():
     engine = small_engine()
     for fingerprint in (3, 8):
         attach(engine, "a", fingerprint)
-        outputs.append(run_alone(engine, admit(1, adapters=using("a"))).tokens)
+        # One step each, with the same rows: the last step's LoRA descriptor must not be used again.
+        outputs.append(run_alone(engine, admit(1, adapters=using("a"), max_tokens=1, top_logprobs=5)).logprobs)
         engine.apply(EvictAdapter(digest="a"))
     assert outputs[0] != outputs[1]
 

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 
 from loraplex_worker.engine.command import Sampling, Stop
+from loraplex_worker.engine.draw_batch import draw_batch
+from loraplex_worker.engine.draw_row import draw_row
 from loraplex_worker.engine.random_stream import uniform
 from loraplex_worker.engine.sampler import choose_on_device, sample
 from loraplex_worker.engine.sampling_state import SamplingState
@@ -234,6 +236,22 @@ def test_a_token_with_no_weight_is_never_drawn():
     logits[0, [130, 700]] = 0.0
     counts = draws({"temperature": 1.0}, logits, 500)
     assert set(np.flatnonzero(counts)) == {130, 700}
+
+
+@pytest.mark.parametrize("uniform_value", [0.0, 1.0 - 2.0**-53])
+def test_the_ends_of_the_unit_interval_give_tokens_with_weight(uniform_value: float):
+    allowed = np.zeros(700, dtype=bool)
+    allowed[200:260] = allowed[400:450] = True
+    sampling = Sampling(temperature=1.0)
+    for seed in range(100):
+        logits = random_logits(seed, 700)
+        logits[0, ~torch.from_numpy(allowed)] = -torch.inf
+        values = logits[0].numpy()
+        tokens = (
+            draw_row(values, sampling, uniform_value, np.empty_like(values)),
+            draw_batch(logits, [sampling], [uniform_value])[0],
+        )
+        assert tokens == ((200, 200) if uniform_value == 0.0 else (449, 449))
 
 
 def test_ties_at_the_edge_of_a_filter_stay_together():
