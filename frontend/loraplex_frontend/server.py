@@ -68,6 +68,11 @@ class Frontend:
         """Asks ``run`` to end; safe to call twice."""
         self._stopping.set()
 
+    @property
+    def num_open_requests(self) -> int:
+        """Requests that run or are on their way to the scheduler."""
+        return self._submission.num_open
+
     async def run(self) -> None:
         """Serves. Raises OSError or RuntimeError if an address cannot be bound."""
         self._build()

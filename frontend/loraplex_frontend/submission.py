@@ -151,9 +151,10 @@ class Submission:
         if key in self._preparing:
             message = f"request_id: {request_id} is the id of a running request: choose another"
             raise AlreadyExists(message, reason="REQUEST_ID_REUSED")
+        scope = asyncio.timeout_at(deadline)
+        self._preparing[key] = preparation = _Preparation(scope)
         try:
-            async with asyncio.timeout_at(deadline) as scope:
-                self._preparing[key] = preparation = _Preparation(scope)
+            async with scope:
                 yield
         except TimeoutError:
             if preparation.is_cancelled:

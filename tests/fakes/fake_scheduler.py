@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc
 
@@ -61,7 +62,7 @@ class FakeScheduler:
         self.address = ""
         self._open: dict[int, frontend_link_pb2.LinkSubmit] = {}
         self._new_submits: deque[frontend_link_pb2.LinkSubmit] = deque()
-        self._link: grpc.aio.ServicerContext | None = None
+        self._link: Any | None = None
         self._write_lock = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._drop = asyncio.Event()
@@ -123,9 +124,7 @@ class FakeScheduler:
         self._open.pop(handle, None)
         await self.say(rejected=[frontend_link_pb2.LinkRejected(handle=handle, error=status.error_to_pb(error))])
 
-    async def tokens(
-        self, *entries: Entry, logprobs: dict[int, Sequence[sequence_pb2.Logprobs]] | None = None
-    ) -> None:
+    async def tokens(self, *entries: Entry, logprobs: dict[int, Sequence[sequence_pb2.Logprobs]] | None = None) -> None:
         await self.say(tokens=columns_of(entries, logprobs))
 
     async def end(
@@ -133,7 +132,7 @@ class FakeScheduler:
         handle: int,
         *,
         index: int = 0,
-        reason: "generation_pb2.FinishReason" = generation_pb2.FINISH_REASON_MAX_TOKENS,
+        reason: Any = generation_pb2.FINISH_REASON_MAX_TOKENS,
         stop_token_id: int | None = None,
         num_output_tokens: int = 0,
         error: LoraplexError | None = None,
@@ -267,7 +266,7 @@ def columns_of(
 def ended_of(
     handle: int,
     index: int,
-    reason: "generation_pb2.FinishReason",
+    reason: Any,
     stop_token_id: int | None,
     num_output_tokens: int,
     error: LoraplexError | None,
@@ -387,5 +386,3 @@ class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
     def _raise_error(self) -> None:
         if self.error is not None:
             raise self.error
-
-

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 from google.rpc import error_details_pb2
@@ -40,7 +41,7 @@ class Service:
         self.models = model_pb2_grpc.ModelServiceStub(channel)
         self.tokenizers = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
         self.cluster = cluster_pb2_grpc.ClusterServiceStub(admin)
-        self.health = health_pb2_grpc.HealthStub(channel)
+        self.health: Any = health_pb2_grpc.HealthStub(channel)
         self.admin = admin
 
     async def wait_for_health(self, wanted: int, name: str = INFERENCE) -> None:
@@ -50,6 +51,12 @@ class Service:
             while (await call.read()).status != wanted:
                 pass
             call.cancel()
+
+    async def wait_for_open(self, num_requests: int) -> None:
+        """Until the frontend has that many requests open, whether the scheduler knows them or not."""
+        async with asyncio.timeout(WAIT_S):
+            while self.frontend.num_open_requests < num_requests:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager
@@ -101,7 +108,8 @@ class Session:
 
     async def open(self, **fields) -> session_pb2.SessionOpened:
         await self.send(open=session_pb2.SessionOpen(**fields))
-        return (await self.read()).opened
+        opened: session_pb2.SessionOpened = (await self.read()).opened
+        return opened
 
     async def send(self, **frame) -> None:
         await self.call.write(session_pb2.SessionRequest(**frame))
@@ -158,7 +166,7 @@ class Gathered:
         self.token_ids: list[int] = []
         self.text = ""
         self.finishes: list[generation_pb2.Finish] = []
-        self.rejection = None
+        self.rejection: Any = None
         self.num_deltas = 0
 
     def take(self, delta: generation_pb2.SequenceDelta) -> None:
@@ -178,7 +186,7 @@ class Gathered:
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
     """``reason`` of the status's ErrorInfo."""
-    return info_of(error).reason
+    return str(info_of(error).reason)
 
 
 def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
@@ -193,7 +201,7 @@ def has_retry_info(error: grpc.aio.AioRpcError) -> bool:
 
 
 def details_of(error: grpc.aio.AioRpcError):
-    rich = rpc_status.from_call(error)
+    rich = rpc_status.from_call(cast(Any, error))
     assert rich is not None, error
     return rich.details
 

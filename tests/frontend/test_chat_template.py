@@ -26,7 +26,7 @@ PARTS = [
     TEMPLATE,
     TRIMMING,
     "{%- for m in messages -%}{{ loop.index0 }}{{ m.role.upper() }}{{ m.content[:3] }}{{ '<|im_end|>' }}{%- endfor -%}",
-    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + m.content|length %}{% endfor %}{{ ns.n }}",
+    "{% set s = namespace(n=0) %}{% for m in messages %}{% set s.n = s.n + m.content|length %}{% endfor %}{{ s.n }}",
     "{{ messages | tojson }}{{ messages | map(attribute='role') | join(',') }}",
     "{% if tools is defined and tools %}{{ tools | tojson(indent=2) }}{% endif %}{{ messages[-1]['content'] }}",
     "{% for m in messages if m.role != 'system' %}{{ m.content.split(' ')[-1].lstrip('\\n') }}{% endfor %}",
@@ -36,7 +36,7 @@ PARTS = [
 ]
 ORDINARY = [
     [("user", "Hello, world!")],
-    [("system", "Be brief."), ("user", "  padded\n"), ("assistant", "é漢🦊"), ("user", "and \"quotes\" & <tags>")],
+    [("system", "Be brief."), ("user", "  padded\n"), ("assistant", "é漢🦊"), ("user", 'and "quotes" & <tags>')],
     [("user", "")],
 ]
 
@@ -95,7 +95,11 @@ def test_no_content_changes_the_control_tokens_that_the_template_writes(template
     try:
         rendered = template.encode(conversation(*messages, add_generation_prompt=add_generation_prompt))
     except InvalidArgument as error:
-        assert error.reason == "CHAT_CONTROL_TOKENS"
+        refusal = error.reason
+    else:
+        refusal = ""
+    if refusal:
+        assert refusal == "CHAT_CONTROL_TOKENS"
         return
     control = [token_id for token_id in rendered.token_ids if token_id < len(SPECIAL)]
     assert control == [1, 2] * len(contents) + [1] * add_generation_prompt

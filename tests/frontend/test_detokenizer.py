@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from loraplex_frontend.text.decode_table import DecodeTable, DecoderUnsupported
+from loraplex_frontend.text.decode_table import DecoderUnsupported, DecodeTable
 from tests.frontend.tiny_model import build_tokenizer
 
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]

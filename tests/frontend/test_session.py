@@ -1,6 +1,7 @@
 """The contract at the top of session.proto, line by line, over a real channel."""
 
 import asyncio
+import itertools
 
 import grpc
 import pytest
@@ -116,7 +117,7 @@ async def test_each_of_n_sequences_has_its_own_finish(model_path, tmp_path):
         request = prompt(30, 31)
         request.sampling.n = 3
         await session.submit(1, request)
-        finished = []
+        finished: list[int] = []
         while len(finished) < 3:
             _, frame = await session.next()
             finished += [d.index for d in getattr(frame, "deltas", ()) if d.HasField("finish")]
@@ -216,7 +217,8 @@ async def finish_of(session: Session, handle: int) -> generation_pb2.Finish:
         assert kind is not None
         for delta in frame.deltas if kind == "tokens" else ():
             if delta.handle == handle and delta.HasField("finish"):
-                return delta.finish
+                finish: generation_pb2.Finish = delta.finish
+                return finish
 
 
 async def test_cancel_all_ends_every_request(service):
@@ -296,7 +298,7 @@ async def test_without_token_credit_nothing_is_sent_and_nothing_is_lost(service)
     for index in range(6):
         await service.fake.tokens((submit.handle, 0, index, [20 + index]))
     await service.fake.end(submit.handle)
-    received = []
+    received: list[int] = []
     while len(received) < 2:
         kind, frame = await session.next()
         received += [t for delta in frame.deltas for t in delta.token_ids] if kind == "tokens" else []
@@ -372,7 +374,7 @@ async def test_heartbeats_come_at_least_as_often_as_promised(model_path, tmp_pat
             response = await session.read()
             assert response.WhichOneof("frame") == "heartbeat"
             times.append(loop.time())
-    gaps = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+    gaps = sorted(b - a for a, b in itertools.pairwise(times))
     assert gaps[len(gaps) // 2] <= 0.1
 
 
