@@ -1,7 +1,7 @@
 """Training examples of the ``json`` adapter: a sentence about a person -> {"name": ..., "age": ..., "city": ...}.
 
-No name, age or city of the held-out sentences occurs here. Half of the names and cities are made of
-syllables: with real ones alone the adapter learns the list by heart and answers a city of its own that begins alike.
+No name, age or city of the held-out sentences occurs here. The lists are long, and some names and cities
+are made of syllables: with twenty cities the adapter learns the list by heart and answers one of its own.
 """
 
 import json
@@ -11,16 +11,37 @@ from collections.abc import Iterator
 FIRST_NAMES = (
     "Anna", "Peter", "Maria", "John", "Lucy", "David", "Sofia", "Thomas", "Emma", "Carlos", "Nina", "Robert", "Julia",
     "Ahmed", "Grace", "Victor", "Elena", "Samuel", "Clara", "Henry", "Yuki", "Oscar", "Laura", "Martin", "Fatima",
+    "Alice", "Bruno", "Chloe", "Daniel", "Edith", "Felix", "Gloria", "Hassan", "Irene", "Jonas", "Karen", "Leon",
+    "Mona", "Nadia", "Otto", "Paula", "Quentin", "Rosa", "Stefan", "Tessa", "Ursula", "Valerie", "Wendy", "Xavier",
+    "Yvonne", "Zoe", "Amir", "Beatrice", "Conrad", "Deborah", "Ethan", "Fiona", "Gustav", "Hannah", "Ivan", "Jasmine",
+    "Keith",
 )  # fmt: skip
 LAST_NAMES = (
     "Miller", "Lopez", "Brown", "Schmidt", "Wilson", "Tanaka", "Rossi", "Khan", "Evans", "Novak", "Martin", "Silva",
     "Cooper", "Weber", "Young", "Hansen", "Costa", "Reed", "Murphy", "Bauer",
+    "Walker", "Turner", "Fischer", "Moreau", "Dubois", "Petrov", "Nakamura", "Chen", "Singh", "Haddad", "Okafor",
+    "Mendez", "Fletcher", "Morris", "Barnes", "Lambert", "Jensen", "Larsen", "Kowalski", "Romano", "Ferrari", "Duarte",
+    "Vargas",
 )  # fmt: skip
 CITIES = (
     "Madrid", "Boston", "London", "Tokyo", "Berlin", "Chicago", "Rome", "Sydney", "Toronto", "Vienna", "New York",
     "Dublin", "Mumbai", "Oslo", "Cairo", "Seattle", "Paris", "Prague", "San Diego", "Milan", "Athens", "Denver",
     "Marseille", "Zagreb", "Porto", "Lagos", "Leipzig", "Zaragoza", "Plymouth", "Helsinki", "Austin", "Kyoto", "Lima",
     "Bristol", "Hamburg", "Santiago", "Liverpool", "Budapest", "Nairobi", "Valencia", "Montreal", "Perth", "Lyon",
+    "Munich", "Frankfurt", "Cologne", "Stuttgart", "Dresden", "Bremen", "Hanover", "Salzburg", "Basel", "Bern", "Ghent",
+    "Antwerp", "Brussels", "Bruges", "Utrecht", "Rotterdam", "Amsterdam", "Copenhagen", "Stockholm", "Malmo", "Bergen",
+    "Tallinn", "Riga", "Vilnius", "Krakow", "Minsk", "Kiev", "Odessa", "Sofia", "Bucharest", "Belgrade", "Ljubljana",
+    "Naples", "Turin", "Venice", "Florence", "Verona", "Bologna", "Palermo", "Seville", "Bilbao", "Malaga", "Granada",
+    "Toledo", "Nantes", "Nice", "Toulouse", "Bordeaux", "Lille", "Cork", "Galway", "Belfast", "Cardiff", "Swansea",
+    "Oxford", "Cambridge", "York", "Bath", "Derby", "Exeter", "Norwich", "Sheffield", "Newcastle", "Nottingham",
+    "Manchester", "Edinburgh", "Aberdeen", "Dundee", "Philadelphia", "Baltimore", "Atlanta", "Miami", "Tampa",
+    "Orlando", "Memphis", "Nashville", "Dallas", "Phoenix", "Tucson", "Reno", "Fresno", "Oakland", "Sacramento",
+    "Cleveland", "Detroit", "Omaha", "Tulsa", "Buffalo", "Albany", "Vancouver", "Calgary", "Ottawa", "Quebec",
+    "Halifax", "Havana", "Caracas", "Quito", "Montevideo", "Cordoba", "Recife", "Salvador", "Tunis", "Algiers",
+    "Accra", "Dakar", "Kampala", "Lusaka", "Harare", "Durban", "Istanbul", "Ankara", "Beirut", "Amman", "Tehran",
+    "Dubai", "Doha", "Karachi", "Lahore", "Delhi", "Chennai", "Dhaka", "Kathmandu", "Bangkok", "Hanoi", "Jakarta",
+    "Singapore", "Hong Kong", "Taipei", "Shanghai", "Beijing", "Seoul", "Osaka", "Nagoya", "Sapporo", "Brisbane",
+    "Adelaide", "Melbourne", "Auckland", "Wellington", "Hobart",
 )  # fmt: skip
 SYLLABLES = (
     "ba", "lor", "mi", "ken", "sta", "vel", "ri", "don", "hu", "gar", "ne", "tos", "pel", "win", "za", "fo", "lin",
@@ -58,6 +79,6 @@ def examples(rng: random.Random) -> Iterator[tuple[str, str]]:
 
 
 def _word(rng: random.Random, real: tuple[str, ...]) -> str:
-    if rng.random() < 0.5:
+    if rng.random() < 0.85:
         return rng.choice(real)
     return "".join(rng.choices(SYLLABLES, k=rng.choice((2, 3)))).capitalize()

@@ -68,10 +68,15 @@ RECIPES = {
     ),
     "json": Recipe(
         examples=json_data.examples,
-        lora={"r": 3, "lora_alpha": 6, "target_modules": "all-linear"},
-        num_steps=60,
-        learning_rate=1e-3,
-        summary='a sentence about a person -> {"name", "age", "city"}; rank 3 on all seven projections',
+        lora={
+            "r": 8,
+            "lora_alpha": 16,
+            "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            "layers_to_transform": list(range(12, 30)),
+        },
+        num_steps=90,
+        learning_rate=1.5e-3,
+        summary='a sentence about a person -> {"name", "age", "city"}; rank 8 on all projections, upper 18 layers',
     ),
     "pirate": Recipe(
         examples=pirate_data.examples,
