@@ -12,8 +12,6 @@ from tests.e2e.conftest import run
 from tests.e2e.demo_behaviour import BEHAVIOURS
 from tests.e2e.streams import GREEDY, channel
 
-MAX_PASSES_OF_THE_BASE_MODEL = 3
-
 
 def loraplex_processes() -> set[int]:
     """Children of anything we started, by their command line."""
@@ -50,18 +48,22 @@ async def ask(stub, prompt: str, adapter: str | None, max_tokens: int) -> str:
     return answer.outputs[0].text
 
 
-@pytest.fixture(scope="module")
-async def answers(real_service) -> dict[tuple[str, str | None], list[str]]:
+async def ask_everything(address: str) -> dict[tuple[str, str | None], list[str]]:
     """Every held-out prompt of every behaviour, with its adapter and with the base model, all at once."""
-    results: dict[tuple[str, str | None], list[asyncio.Task]] = {}
-    async with channel(real_service.address) as open_channel, asyncio.TaskGroup() as tasks:
+    running: dict[tuple[str, str | None], list[asyncio.Task]] = {}
+    async with channel(address) as open_channel, asyncio.TaskGroup() as tasks:
         stub = inference_pb2_grpc.InferenceServiceStub(open_channel)
         for name, behaviour in BEHAVIOURS.items():
             for adapter in (name, None):
-                results[name, adapter] = [
+                running[name, adapter] = [
                     tasks.create_task(ask(stub, prompt, adapter, behaviour.max_tokens)) for prompt in behaviour.prompts
                 ]
-    return {key: [task.result() for task in running] for key, running in results.items()}
+    return {key: [task.result() for task in asked] for key, asked in running.items()}
+
+
+@pytest.fixture(scope="module")
+def answers(real_service) -> dict[tuple[str, str | None], list[str]]:
+    return asyncio.run(ask_everything(real_service.address))
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
@@ -74,7 +76,7 @@ def test_an_adapter_does_what_it_was_trained_for_and_the_base_model_does_not(nam
 
     assert len(behaviour.prompts) == 10
     assert passes(name) >= behaviour.min_pass, answers[name, name]
-    assert passes(None) <= MAX_PASSES_OF_THE_BASE_MODEL, answers[name, None]
+    assert passes(None) <= behaviour.max_base_pass, answers[name, None]
 
 
 async def test_an_unknown_adapter_is_not_answered_by_the_base_model(real_service):

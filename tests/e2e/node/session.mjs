@@ -12,6 +12,7 @@ const definition = loader.loadSync("loraplex/v1/inference.proto", {
   longs: String,
   enums: String,
   oneofs: true,
+  defaults: true,
 });
 const { InferenceService } = grpc.loadPackageDefinition(definition).loraplex.v1;
 const client = new InferenceService(address, grpc.credentials.createInsecure());
