@@ -164,10 +164,12 @@ def test_commands_that_come_during_a_step_are_applied_before_the_next(
     assert len(listener.sequences[1].tokens) == 1
 
 
-def test_a_reset_leaves_nothing_behind(thread: StepThread, listener: Listener):
+def test_a_reset_leaves_nothing_behind(thread: StepThread, listener: Listener, model: GatedDecoder):
+    model.gate.clear()
     thread.submit([attach("a"), admit(1, adapters=using("a"), grant_tokens=2), admit(2, max_tokens=20)])
-    listener.wait_for(lambda: listener.reports)
+    assert model.entered.wait(_WAIT_S)
     thread.submit([Reset(), admit(3, max_tokens=1)])
+    model.gate.set()
     listener.wait_for_end_of(3)
     assert listener.reports[-1].pages.free == 64
     assert listener.applied[-1] == Reset()

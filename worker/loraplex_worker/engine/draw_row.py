@@ -1,8 +1,8 @@
 """The draw of ``draw_batch`` for one row in memory: on a CPU, rows that stay in the cache beat large temporaries.
 
-Same rules (see there), but a filter's floor is a weight, w = exp(z), and not a z. Measured on 256 rows of 32000
-random logits, one busy core: 0.13 ms a row with temperature alone, 0.33 ms with top_p, where the batched form takes
-0.35 ms and 8 ms (a wide nucleus makes it sort the whole row).
+Same rules (see there), but a filter's floor is a weight, w = exp(z), and not a z. On 256 rows of 32000 random logits a row
+takes 0.09 ms of one core with temperature alone and 0.22 ms with top_p. The batched form took several times as long, and
+40 times where a wide nucleus made it sort the row.
 """
 
 import math
@@ -45,18 +45,24 @@ def draw_row(logits: Row, sampling: Sampling, uniform: float, scratch: Row) -> i
 
 def _filter(weights: Row, sampling: Sampling) -> None:
     """Zero what top_k, then top_p of what that left, and min_p take out."""
+    kept = weights
     if 0 < sampling.top_k < len(weights):
         # torch.topk is 6 times as fast here as numpy.partition.
-        floor = torch.from_numpy(weights).topk(sampling.top_k).values[-1].item()
-        _cut(weights, floor)
+        highest: Row = torch.from_numpy(weights).topk(sampling.top_k).values.numpy()
+        num_kept = _cut(weights, highest[-1])
+        # Ties at the edge stay too; then the nucleus is looked for among all.
+        kept = highest if num_kept == sampling.top_k else weights
     if sampling.top_p < 1.0:
-        _cut(weights, _nucleus_floor(weights, sampling.top_p))
+        _cut(weights, _nucleus_floor(kept, sampling.top_p))
     if sampling.min_p > 0.0:
         _cut(weights, sampling.min_p)
 
 
-def _cut(weights: Row, floor: float) -> None:
-    np.multiply(weights, weights >= np.float32(floor), out=weights)
+def _cut(weights: Row, floor: float) -> int:
+    """Zero what is below ``floor``; returns how many are not."""
+    is_kept = weights >= np.float32(floor)
+    np.multiply(weights, is_kept, out=weights)
+    return int(np.count_nonzero(is_kept))
 
 
 def _nucleus_floor(weights: Row, top_p: float) -> float:
