@@ -1,6 +1,7 @@
 """A script for vLLM, ported by changing the import.
 
-It needs no server: one is started for it and ends with it. `python examples/vllm_offline.py HOST:PORT` uses one that runs.
+It needs no server: one is started for it and ends with it. With an address, it uses the server there:
+`python examples/vllm_offline.py HOST:PORT`.
 """
 
 import sys

@@ -18,10 +18,10 @@ from loraplex_client import AsyncClient, Chat, Cluster, SamplingParams, TokenStr
 
 BASE: Final = "base"
 PROMPTS: Final = {
-    "sql": "Table rivers(id, label, country, length, depth). Which label has the highest length?",
+    "sql": "Table rivers(id, label, country, length, depth). What is the average length of all rivers?",
     "json": "Marlene Okafor, who is 47, lives in Lisbon.",
     "pirate": "How do I make a good cup of tea?",
-    "french": "The small cat sleeps in the kitchen.",
+    "french": "The blue house is small.",
     BASE: "How do I make a good cup of tea?",
 }
 """What shows each demo adapter's behaviour; the base model gets the pirate's question."""

@@ -52,6 +52,7 @@ async def running_service(settings: ServiceSettings, tell: Callable[[str], None]
         CommandFailed: a port is taken, the model is not there, or a process does not start; with the end of its log.
     """
     for address in (settings.listen, settings.admin_listen):
+        check_loopback(address)
         check_free(address)
     model = checked_model_folder(settings.model) if settings.model else await demo_model_folder()
     async with Supervisor(settings.data_dir / "logs", tell=tell) as supervisor:
@@ -113,16 +114,27 @@ def worker_spec(settings: ServiceSettings, model: Path, scheduler: str, number: 
 
 
 def frontend_spec(settings: ServiceSettings, model: Path, scheduler: str) -> ChildSpec:
-    """One user, one machine: adapters may be registered from any local folder."""
+    """One user, one machine: adapters may come from any local folder, also by the uri of a request."""
+    roots = ("--adapter-roots", "/", "--allow-request-uri", "true")
     return ChildSpec(
         name="frontend",
-        command=(*_module("loraplex_frontend"), *_shared(settings, model, scheduler), "--adapter-roots", "/"),
+        command=(*_module("loraplex_frontend"), *_shared(settings, model, scheduler), *roots),
         listen=(
             ListenFlag(flag="--listen", key="listen", address=settings.listen),
             ListenFlag(flag="--admin-listen", key="admin_listen", address=settings.admin_listen),
         ),
         port_file=settings.data_dir / "run" / "frontend.json",
     )
+
+
+def check_loopback(address: str) -> None:
+    """Raises CommandFailed for an address that others can reach: here nobody is asked for a credential."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host and host != "localhost" and not host.startswith("127.") and host != "::1":
+        raise CommandFailed(
+            f"{address}: `loraplex up` is for one user on this machine: give a loopback address; "
+            "to serve a network, run `loraplex scheduler`, `worker` and `frontend` with --auth-keys-file"
+        )
 
 
 def check_free(address: str) -> None:

@@ -1,4 +1,4 @@
-"""The examples run as a reader would run them, against the fake; the end-to-end tests run them against the real service."""
+"""The examples, run as a reader would run them, against the fake; the real service is for the end-to-end tests."""
 
 import subprocess
 import sys

@@ -104,7 +104,8 @@ async def test_children_are_stopped_in_the_reverse_order_of_their_start(tmp_path
         "    with open(sys.argv[2], 'a') as file: file.write(sys.argv[1] + '\\n')\n"
         "    sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
-        "pathlib.Path(sys.argv[-1]).write_text('{}')\n"
+        "pathlib.Path(sys.argv[-1] + '.tmp').write_text('{}')\n"
+        "pathlib.Path(sys.argv[-1] + '.tmp').rename(sys.argv[-1])\n"
         "time.sleep(600)\n"
     )
     order = tmp_path / "order"
@@ -121,7 +122,8 @@ async def test_a_child_that_ignores_sigterm_is_killed_with_all_it_started(tmp_pa
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "grandchild = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'])\n"
         "pathlib.Path(sys.argv[1]).write_text(str(grandchild.pid))\n"
-        "pathlib.Path(sys.argv[-1]).write_text('{}')\n"
+        "pathlib.Path(sys.argv[-1] + '.tmp').write_text('{}')\n"
+        "pathlib.Path(sys.argv[-1] + '.tmp').rename(sys.argv[-1])\n"
         "time.sleep(600)\n"
     )
     spec = ChildSpec(

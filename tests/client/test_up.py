@@ -121,6 +121,12 @@ def test_a_malformed_address_is_refused(tmp_path, address):
     assert done.stderr.startswith(f"error: '{address}' is no address")
 
 
+def test_an_address_that_others_can_reach_is_refused(tmp_path):
+    done = run("up", "--listen", "0.0.0.0:0", "--data-dir", tmp_path)
+    assert done.returncode == 1
+    assert "give a loopback address" in done.stderr
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     done = run("up", "--listen", "127.0.0.1:0", "--model", tmp_path, "--data-dir", tmp_path / "data")
     assert done.returncode == 1
