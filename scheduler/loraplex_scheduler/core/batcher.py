@@ -53,18 +53,24 @@ class Batcher:
         self._give_up: Final = give_up
         self._too_many: dict[str, int] = {}
         """The least number of pages that each worker had no room for, in this run: room does not grow during it."""
+        self._owed: set[str] = set()
+        """Adapters of the overdue sequences seen in this run. Nobody of less right evicts them: else two overdue
+        sequences that wait for loads would evict each other's adapters for ever."""
 
     def run(self, *, now_ns: int) -> None:
         for worker in self._workers.values():
             if worker.starving:
                 self._feed(worker, now_ns=now_ns)
         self._too_many.clear()
+        self._owed.clear()
         takers = [worker for worker in self._workers.values() if not worker.starving and self._can_take(worker)]
         for sequence in self._policy.candidates(self._queue, now_ns=now_ns):
             if not takers:
                 return
             if sequence.state is State.QUEUED:
                 self._consider(sequence, takers, now_ns=now_ns)
+                if sequence.is_overdue:
+                    self._owed.update(sequence.request.digests)
 
     # --- running sequences ---
 
@@ -175,7 +181,9 @@ class Batcher:
         """Whether the pages are free now; what can be evicted for them is asked for."""
         if not is_forced and num_pages >= self._too_many.get(worker.worker_id, num_pages + 1):
             return False
-        room = self._loader.make_room(worker, num_pages, keep=keep, is_forced=is_forced, now_ns=now_ns)
+        room = self._loader.make_room(
+            worker, num_pages, keep=self._owed.union(keep), is_forced=is_forced, now_ns=now_ns
+        )
         if room is not Room.NOW and not is_forced:
             self._too_many[worker.worker_id] = num_pages
         return room is Room.NOW
