@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.event import listen
 
 from loraplex_contract.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 
@@ -115,7 +116,7 @@ class Registry:
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _make_durable)
+            listen(self._engine, "connect", _make_durable)
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry")
 
     async def __aenter__(self) -> "Registry":

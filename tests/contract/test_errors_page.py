@@ -5,10 +5,8 @@ import re
 from tests.contract.test_layout import ROOT, sources
 
 PAGE = (ROOT / "docs" / "errors.md").read_text()
-_GIVEN = re.compile(
-    r"""(?:reason=|default_reason(?::\ ClassVar\[str\])?\ =\ |reason,?\ =\ |REASON(?::\ Final)?\ =\ )"([A-Z][A-Z0-9_]+)" """.strip(),
-    re.VERBOSE,
-)
+_BEFORE = r"(?:reason=|default_reason(?:: ClassVar\[str\])? = |reason,? = |REASON(?:: Final)? = )"
+_GIVEN = re.compile(_BEFORE + r'"([A-Z][A-Z0-9_]+)"')
 
 
 def documented() -> set[str]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -82,8 +83,9 @@ def is_serving(address: str) -> bool:
 
     with grpc.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service="loraplex.v1.InferenceService")
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
+            answer = stub.Check(request, timeout=2)
         except grpc.RpcError:
             return False
     return answer.status == health_pb2.HealthCheckResponse.SERVING

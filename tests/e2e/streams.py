@@ -32,7 +32,7 @@ class Stream:
 
     def assert_complete(self, num_tokens: int) -> None:
         """Every index once and in order, and exactly one terminal."""
-        assert self.indexes == list(range(num_tokens))
+        assert self.indexes == list(range(num_tokens)), f"{len(self.indexes)} tokens, then {self.finish}"
         assert len(self.token_ids) == num_tokens
         assert self.terminals == ["FINISH_REASON_MAX_TOKENS"]
 

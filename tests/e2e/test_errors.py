@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+from typing import Any
 
 import grpc
 import pytest
@@ -32,10 +33,14 @@ def submit(
 
 def seen_by(caught: pytest.ExceptionInfo[grpc.RpcError]) -> tuple[str, LoraplexError]:
     """The code's name, and the typed error of the trailers."""
-    pb = rpc_status.from_call(caught.value)
-    assert pb is not None, caught.value
+    return typed(caught.value)
+
+
+def typed(error: Any) -> tuple[str, LoraplexError]:
+    pb = rpc_status.from_call(error)
+    assert pb is not None, error
     assert pb.ByteSize() <= 4096
-    return caught.value.code().name, status.error_from_status(pb)
+    return error.code().name, status.error_from_status(pb)
 
 
 def refused(address: str, wanted: generation_pb2.SubmitRequest, **more) -> tuple[str, str]:
@@ -141,7 +146,7 @@ def test_a_folder_outside_the_roots_is_permission_denied(tiny_service, tmp_path)
         register(tiny_service.address, "outside", tmp_path)
     code, error = seen_by(caught)
     assert (code, error.reason) == ("PERMISSION_DENIED", "SOURCE_NOT_ALLOWED")
-    assert str(tmp_path) not in caught.value.details()
+    assert str(tmp_path) not in str(caught.value)
 
 
 def test_an_adapter_that_drains_takes_no_new_requests_and_is_gone_at_the_end(tiny_service, tiny_adapters):
@@ -160,9 +165,8 @@ def test_an_adapter_that_drains_takes_no_new_requests_and_is_gone_at_the_end(tin
             try:
                 submit(tiny_service.address, request("Hi", adapter="leaving", max_tokens=1))
             except grpc.RpcError as error:
-                pb = rpc_status.from_call(error)
-                assert pb is not None
-                return error.code().name, status.error_from_status(pb).reason
+                code, seen = typed(error)
+                return code, seen.reason
             return None
 
         assert wait_until(draining, 10, "the adapter drains") == ("FAILED_PRECONDITION", "ADAPTER_DRAINING")

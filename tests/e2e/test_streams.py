@@ -82,6 +82,7 @@ async def test_a_killed_client_frees_its_pages_within_two_steps(tiny_service):
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": "."},
         )
+        assert client.stdout is not None
         try:
             await asyncio.to_thread(client.stdout.readline)
             before = await steps_and_pages(tiny_service, lambda running: running == 97)
@@ -144,7 +145,9 @@ async def test_a_session_without_credit_keeps_every_token_until_there_is_some(ti
         await session.start()
         await session.submit(1, mixed_request(1))
         while len(session.streams[1].indexes) < 5:
-            session.take(await session.call.read())
+            response = await session.call.read()
+            assert isinstance(response, session_pb2.SessionResponse)
+            session.take(response)
         await wait_for_idle(tiny_service.admin_address)
         assert len(session.streams[1].indexes) == 5
         await session.call.write(session_pb2.SessionRequest(credit=session_pb2.TokenCredit(num_tokens=1000)))

@@ -49,7 +49,9 @@ async def run_streams(address: str) -> list[list[int]]:
 
 async def wait_for_workers(admin_address: str, number: int) -> None:
     async with asyncio.timeout(60):
-        while len((await read_cluster(admin_address)).workers) != number:
+        while True:
+            if len((await read_cluster(admin_address)).workers) == number:
+                return
             await asyncio.sleep(0.02)
 
 
