@@ -115,7 +115,7 @@ class AsyncClient:
         """The deltas of one request as they come. Closing the stream early cancels the request.
 
         Args:
-            prompt: text, token ids, or a Chat.
+            prompt: text, token ids, ``[{"role": ..., "content": ...}]``, or a Chat.
             sampling: None = ``SamplingParams()``, which stops after 16 tokens as vLLM does.
             adapter: a name, ``name@version``, AdapterRef, composition; None = the base model.
             fields: of ``SamplingParams``, in place of it: ``max_tokens=32``.

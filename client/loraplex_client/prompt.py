@@ -1,4 +1,4 @@
-"""The three forms of a prompt."""
+"""The forms of a prompt."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ class Chat:
         return cls(messages=tuple(_message(index, message) for index, message in enumerate(messages)), **more)
 
 
-Prompt = str | Sequence[int] | Chat
-"""Text (special tokens in it are taken as text), token ids, or a conversation."""
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Chat
+"""Text (special tokens in it are taken as text), token ids, or a conversation, as messages or as Chat."""
 
 
 def _message(index: int, message: Mapping[str, Any]) -> ChatMessage:

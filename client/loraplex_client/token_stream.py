@@ -22,6 +22,9 @@ class TokenStream(AsyncIterator[Delta]):
     server. For one reader, on one event loop.
     """
 
+    # For __del__, should __init__ fail.
+    _is_closed = True
+
     def __init__(self, request_id: str, num_sequences: int, submit: Submit) -> None:
         self.request_id = request_id
         self._submit = submit

@@ -225,9 +225,11 @@ async def test_leaving_with_requests_open_cancels_them_at_once(frontend):
 async def test_prompts_travel_as_text_ids_or_chat(client, frontend):
     await client.generate("tokens=1")
     await client.generate(list(b"tokens=1"))
-    await client.generate(Chat.of([{"role": "user", "content": "tokens=1"}]))
+    await client.generate([{"role": "user", "content": "tokens=1"}])
+    await client.generate(Chat.of([{"role": "user", "content": "tokens=1"}], add_generation_prompt=False))
     forms = [request.WhichOneof("prompt") for request in frontend.submitted]
-    assert forms == ["text", "tokens", "chat"]
+    assert forms == ["text", "tokens", "chat", "chat"]
+    assert [request.chat.add_generation_prompt for request in frontend.submitted[2:]] == [True, False]
 
 
 async def test_adapters_are_named_versioned_scaled_and_composed(client, frontend, tmp_path):

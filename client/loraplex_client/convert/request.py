@@ -1,8 +1,8 @@
 """SubmitRequest from what the caller gave."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from loraplex.v1 import adapter_ref_pb2, generation_pb2, sampling_pb2
 from loraplex_client.adapter_ref import AdapterChoice, AdapterRef, WeightedAdapter
@@ -42,8 +42,10 @@ def _put_prompt(request: generation_pb2.SubmitRequest, prompt: Prompt) -> None:
         request.text = prompt
     elif isinstance(prompt, Chat):
         request.chat.CopyFrom(chat_to_pb(prompt))
+    elif prompt and isinstance(prompt[0], Mapping):
+        request.chat.CopyFrom(chat_to_pb(Chat.of(cast(Sequence[Mapping[str, Any]], prompt))))
     else:
-        request.tokens.ids_le32 = packed_ids("prompt", prompt)
+        request.tokens.ids_le32 = packed_ids("prompt", cast(Sequence[int], prompt))
 
 
 def chat_to_pb(chat: Chat) -> generation_pb2.Chat:
