@@ -6,7 +6,7 @@ It also holds the scheduler's half of the conversion between wire and values, so
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -49,6 +49,10 @@ def columns_of(tokens: sequence_pb2.TokenColumns) -> Iterator[tuple[int, int, li
     assert start == len(ids), "tokens that belong to no entry"
 
 
+class HungUp(Exception):
+    """The test wants the stream to end."""
+
+
 class WorkerStream:
     """One worker's stream, from its Register to its end."""
 
@@ -63,6 +67,7 @@ class WorkerStream:
         self.ended = False
         self._outbox: asyncio.Queue[worker_link_pb2.ServeResponse] = asyncio.Queue()
         self._news = asyncio.Condition()
+        self._hung_up = asyncio.Event()
 
     def send(self, *, epoch: int | None = None, **deltas: Any) -> None:
         """One Deltas frame, of this stream's epoch unless another is given."""
@@ -110,6 +115,14 @@ class WorkerStream:
                 self._outbox.put_nowait(worker_link_pb2.ServeResponse(heartbeat=ack))
             self._news.notify_all()
 
+    def hang_up(self) -> None:
+        """End the stream with UNAVAILABLE."""
+        self._hung_up.set()
+
+    async def until_hung_up(self) -> None:
+        await self._hung_up.wait()
+        raise HungUp
+
     async def end(self) -> None:
         async with self._news:
             self.ended = True
@@ -130,24 +143,47 @@ class WorkerStream:
 class FakeWorkerGateway(worker_link_pb2_grpc.WorkerLinkServiceServicer):
     """Accepts workers one after the other; each stream gets an epoch of its own."""
 
-    def __init__(self, *, lease_ttl_s: float = 10.0, heartbeat_interval_s: float = 0.05) -> None:
+    def __init__(
+        self,
+        *,
+        lease_ttl_s: float = 10.0,
+        heartbeat_interval_s: float = 0.05,
+        silent: int = 0,
+        epochs: Sequence[int] = range(7, 100),
+    ) -> None:
+        """Nothing listens yet.
+
+        Args:
+            lease_ttl_s: of every stream.
+            heartbeat_interval_s: of every stream.
+            silent: how many of the first streams get no answer to Register.
+            epochs: of the streams, in the order in which they come.
+        """
         self.streams: list[WorkerStream] = []
         self.lease_ttl_s = lease_ttl_s
         self.heartbeat_interval_s = heartbeat_interval_s
+        self._silent = silent
+        self._epochs = epochs
         self._arrived = asyncio.Condition()
-        self._first_epoch = 7
 
-    async def Serve(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
+    async def Serve(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]
         first = await anext(request_iterator)
         assert first.WhichOneof("frame") == "register", "Register comes first"
         stream = await self._welcome(first.register)
-        await context.write(worker_link_pb2.ServeResponse(registered=self._registered(stream)))
+        if len(self.streams) > self._silent:
+            await context.write(worker_link_pb2.ServeResponse(registered=self._registered(stream)))
         try:
             async with asyncio.TaskGroup() as tasks:
-                pump = tasks.create_task(stream.pump(context.write), name="gateway/write")
+                others = [
+                    tasks.create_task(stream.pump(context.write), name="gateway/write"),
+                    tasks.create_task(stream.until_hung_up(), name="gateway/hang-up"),
+                ]
                 async for frame in request_iterator:
                     await stream.take(frame)
-                pump.cancel()
+                for task in others:
+                    task.cancel()
+        except* HungUp:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the test hung up")
         finally:
             await stream.end()
 
@@ -162,7 +198,7 @@ class FakeWorkerGateway(worker_link_pb2_grpc.WorkerLinkServiceServicer):
 
     async def _welcome(self, register: worker_link_pb2.Register) -> WorkerStream:
         async with self._arrived:
-            stream = WorkerStream(register, epoch=self._first_epoch + len(self.streams))
+            stream = WorkerStream(register, epoch=self._epochs[len(self.streams)])
             self.streams.append(stream)
             self._arrived.notify_all()
         return stream
@@ -208,11 +244,12 @@ async def serve(gateway: FakeWorkerGateway) -> AsyncIterator[GatewayServer]:
 def admit(sequence_id: int, prompt: list[int], *, max_tokens: int = 8, **changes: Any) -> worker_link_pb2.Admit:
     """Greedy, base model, with a grant for everything; ``changes`` are fields of Admit."""
     fields: dict[str, Any] = {
+        "prompt_ids_le32": token_bytes.pack(prompt),
         "sampling": sequence_pb2.Sampling(top_p=1.0, repetition_penalty=1.0, seed=sequence_id),
         "stop": sequence_pb2.Stop(max_tokens=max_tokens),
         "grant_tokens": max_tokens,
     } | changes
-    return worker_link_pb2.Admit(sequence_id=sequence_id, prompt_ids_le32=token_bytes.pack(prompt), **fields)
+    return worker_link_pb2.Admit(sequence_id=sequence_id, **fields)
 
 
 def using(*digests: str) -> list[worker_link_pb2.AdapterWeight]:

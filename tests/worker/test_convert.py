@@ -1,6 +1,7 @@
 """What the scheduler writes is what the engine gets, and what the engine reports is what the scheduler reads."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -209,7 +210,7 @@ def test_a_budget_of_zero_changes_nothing():
     assert list(convert.items_from_pb(worker_link_pb2.Deltas(epoch=1))) == []
 
 
-BROKEN = {
+BROKEN: dict[str, dict[str, Any]] = {
     "prompt_ids_le32": {"prompt_ids_le32": b"\1\2\3"},
     "emitted_ids_le32": {"emitted_ids_le32": b"\1"},
     "sampling.seed": {"sampling": sequence_pb2.Sampling()},
@@ -221,10 +222,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("field", BROKEN)
 def test_an_admission_that_cannot_be_read_is_refused_by_field_and_harms_no_other(field):
-    broken = fake.admit(8, [1])
-    for name, value in BROKEN[field].items():
-        broken.ClearField(name)
-        broken.MergeFrom(worker_link_pb2.Admit(**{name: value}))
+    broken = fake.admit(8, [1], **BROKEN[field])
     refused, healthy = convert.items_from_pb(worker_link_pb2.Deltas(admit=[broken, fake.admit(9, [1])]))
     assert isinstance(refused, CommandRefused)
     assert (refused.reason, refused.sequence_id) == (RefusalReason.FIELD_INVALID, 8)
