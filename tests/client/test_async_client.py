@@ -203,6 +203,17 @@ async def test_go_away_moves_new_requests_to_another_session_and_lets_old_ones_e
         assert server.num_sessions == 2
 
 
+async def test_a_request_can_still_be_cancelled_after_go_away():
+    async with FakeFrontend(Script(go_away_after=1)) as server, AsyncClient(server.address) as client:
+        old = client.stream("endless", SamplingParams(max_tokens=10_000))
+        await old.take()
+        server.script.go_away_after = 0
+        await client.generate("tokens=1")
+        assert server.num_sessions == 2
+        await old.aclose()
+        await server.until(lambda: server.cancelled == [old.request_id])
+
+
 async def test_the_errors_of_the_with_body_come_out_as_they_are(frontend):
     async def fail_inside() -> None:
         async with AsyncClient(frontend.address) as client:
