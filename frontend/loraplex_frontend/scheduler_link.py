@@ -7,14 +7,14 @@ When the stream is lost, every open request ends UNAVAILABLE / SCHEDULER_LOST an
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import grpc
 import structlog
 
 from loraplex.worker.v1 import frontend_link_pb2, frontend_link_pb2_grpc
-from loraplex_contract import status, token_bytes
-from loraplex_contract.errors import LoraplexError, Unavailable
+from loraplex_contract.errors import Unavailable
+from loraplex_frontend.routes import Route, Routes
 
 _log = structlog.get_logger(__name__)
 
@@ -24,24 +24,6 @@ _FIRST_BACKOFF_S: Final = 0.1
 _MAX_BACKOFF_S: Final = 2.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 RETRY_DELAY_S: Final = 1.0
-
-
-class Route(Protocol):
-    """A request on the link; see ``Generation``."""
-
-    def on_accepted(self, queue_position: int) -> None: ...
-
-    def on_rejected(self, error: LoraplexError) -> None: ...
-
-    def on_started(self, started: frontend_link_pb2.LinkStarted) -> None: ...
-
-    def on_prompt_logprobs(self, entries: Any) -> None: ...
-
-    def on_tokens(self, index: int, first_token: int, token_ids: Any, logprobs: Any) -> None: ...
-
-    def on_ended(self, ended: frontend_link_pb2.LinkEnded) -> None: ...
-
-    def on_lost(self, error: LoraplexError) -> None: ...
 
 
 class _LinkLost(Exception):
@@ -62,7 +44,7 @@ class SchedulerLink:
         self._stub: Any = frontend_link_pb2_grpc.FrontendLinkServiceStub(channel)
         self._hello = hello
         self._on_change = on_change
-        self._routes: dict[int, Route] = {}
+        self._routes = Routes()
         self._last_handle = 0
         self._upward = frontend_link_pb2.Upward()
         self._has_upward = asyncio.Event()
@@ -71,6 +53,7 @@ class SchedulerLink:
         self._cancels: dict[int, asyncio.Future[bool]] = {}
         self._last_nonce = 0
         self._heartbeat_s = 1.0
+        self._num_missed = 0
         self.turn = 0
         """Of the scheduler, last heard."""
         self.cluster = frontend_link_pb2.ClusterSummary()
@@ -105,7 +88,7 @@ class SchedulerLink:
     def submit(self, route: Route, submit: frontend_link_pb2.LinkSubmit) -> None:
         """From here on the route hears of the request until it forgets it. Only while the link is up."""
         assert self.is_up, "submitted while the link is down"
-        self._routes[submit.handle] = route
+        self._routes.add(submit.handle, route)
         self._upward.submit.append(submit)
         self._has_upward.set()
 
@@ -120,7 +103,7 @@ class SchedulerLink:
 
     def forget(self, handle: int) -> None:
         """The request is over on this side: whatever still comes for it is dropped."""
-        self._routes.pop(handle, None)
+        self._routes.discard(handle)
 
     async def cancel_by_id(self, tenant: str, request_ids: list[str]) -> list[bool]:
         """Whether each was running, on whichever frontend.
@@ -170,6 +153,7 @@ class SchedulerLink:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(call), name="link/read")
                 tasks.create_task(self._write(call), name="link/write")
+                tasks.create_task(self._watch(), name="link/watch")
         except* (_LinkLost, grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as group:
             if not self._is_closing:
                 _log.warning("scheduler link down", was_up=was_up, cause=_cause(group))
@@ -202,9 +186,7 @@ class SchedulerLink:
             reason="SCHEDULER_LOST",
             retry_delay_s=RETRY_DELAY_S,
         )
-        for route in list(self._routes.values()):
-            route.on_lost(lost)
-        self._routes.clear()
+        self._routes.lose(lost)
         for answer in self._cancels.values():
             if not answer.done():
                 answer.set_exception(lost)
@@ -223,13 +205,9 @@ class SchedulerLink:
                 return
 
     async def _read(self, call: Any) -> None:
-        limit_s = MISSED_HEARTBEATS * self._heartbeat_s
         while True:
-            try:
-                async with asyncio.timeout(limit_s):
-                    response = await call.read()
-            except TimeoutError:
-                raise _LinkLost(f"no heartbeat for {limit_s:g} s") from None
+            response = await call.read()
+            self._num_missed = 0
             if response is grpc.aio.EOF:
                 raise _LinkLost("the scheduler ended the stream")
             try:
@@ -238,6 +216,14 @@ class SchedulerLink:
                 # What is left of this turn cannot be trusted: every request of the stream ends, the process lives on.
                 _log.exception("a message of the scheduler could not be applied")
                 raise _LinkLost("a message could not be applied") from None
+
+    async def _watch(self) -> None:
+        """Counts ticks and not time: after a pause of this process one heartbeat is missed, not three."""
+        self._num_missed = 0
+        while self._num_missed < MISSED_HEARTBEATS:
+            await asyncio.sleep(self._heartbeat_s)
+            self._num_missed += 1
+        raise _LinkLost(f"no heartbeat for {MISSED_HEARTBEATS * self._heartbeat_s:g} s")
 
     def _take(self, response: frontend_link_pb2.LinkResponse) -> None:
         match response.WhichOneof("frame"):
@@ -249,45 +235,13 @@ class SchedulerLink:
             case other:
                 raise _LinkLost(f"unexpected frame {other}")
 
-    # --- one turn of the scheduler ---
-
     def _apply(self, down: frontend_link_pb2.Downward) -> None:
-        """In the order of the fields. An entry for a request that is over on this side is dropped."""
-        routes = self._routes
         self.turn = down.turn
-        for accepted in down.accepted:
-            if route := routes.get(accepted.handle):
-                route.on_accepted(accepted.queue_position)
-        for rejected in down.rejected:
-            if route := routes.get(rejected.handle):
-                route.on_rejected(status.error_from_pb(rejected.error))
-        for started in down.started:
-            if route := routes.get(started.handle):
-                route.on_started(started)
-        for prompt in down.prompt_logprobs:
-            if route := routes.get(prompt.handle):
-                route.on_prompt_logprobs(prompt.tokens)
-        if down.HasField("tokens"):
-            self._apply_tokens(down.tokens)
-        for ended in down.ended:
-            if route := routes.get(ended.handle):
-                route.on_ended(ended)
+        self._routes.apply(down)
         for cancelled in down.cancelled:
             answer = self._cancels.get(cancelled.nonce)
             if answer is not None and not answer.done():
                 answer.set_result(cancelled.found)
-
-    def _apply_tokens(self, columns: Any) -> None:
-        token_ids = token_bytes.unpack(columns.token_ids_le32)
-        entries = zip(columns.keys, columns.indexes, columns.first_tokens, columns.counts, strict=True)
-        start = 0
-        for number, (handle, index, first_token, count) in enumerate(entries):
-            end = start + count
-            route = self._routes.get(handle)
-            if route is not None:
-                logprobs = columns.logprobs[number].tokens if number in columns.logprobs else ()
-                route.on_tokens(index, first_token, token_ids[start:end], logprobs)
-            start = end
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 
 import grpc
 import pytest
@@ -495,6 +496,20 @@ async def test_a_silent_scheduler_counts_as_lost(model_path, tmp_path):
         await service.fake.next_submit()
         gathered = await session.until_finished(1)
     assert gathered[1].rejection.reason == "SCHEDULER_LOST"
+
+
+async def test_a_pause_of_the_frontend_itself_is_not_taken_for_a_lost_scheduler(service):
+    session = Session(service)
+    await session.open()
+    await session.submit(1, prompt())
+    submit = await service.fake.next_submit()
+    await service.fake.begin(submit)
+    time.sleep(1.0)  # noqa: ASYNC251
+    await service.fake.tokens((submit.handle, 0, 0, [20]))
+    await service.fake.end(submit.handle)
+    gathered = (await session.until_finished(1))[1]
+    assert (gathered.token_ids, gathered.finishes[0].reason) == ([20], MAX_TOKENS)
+    assert len(service.fake.hellos) == 1
 
 
 async def test_text_of_an_exception_never_reaches_the_client(service, monkeypatch):
