@@ -1,7 +1,8 @@
 """Training examples of the ``json`` adapter: a sentence about a person -> {"name": ..., "age": ..., "city": ...}.
 
-No name, age or city of the held-out sentences occurs here. The lists are long, and some names and cities
-are made of syllables: with twenty cities the adapter learns the list by heart and answers one of its own.
+No name, age or city of the held-out sentences occurs here. The lists are long on purpose. Behind a quote
+mark most names are spelt in other tokens than behind a space, so an answer is not a plain copy: with twenty cities the
+adapter learns the list by heart and answers one of its own.
 """
 
 import json
@@ -43,9 +44,6 @@ CITIES = (
     "Singapore", "Hong Kong", "Taipei", "Shanghai", "Beijing", "Seoul", "Osaka", "Nagoya", "Sapporo", "Brisbane",
     "Adelaide", "Melbourne", "Auckland", "Wellington", "Hobart",
 )  # fmt: skip
-SYLLABLES = (
-    "ba", "lor", "mi", "ken", "sta", "vel", "ri", "don", "hu", "gar", "ne", "tos", "pel", "win", "za", "fo", "lin",
-)  # fmt: skip
 HELD_OUT_AGES = frozenset({23, 27, 31, 38, 42, 46, 54, 59, 63, 71})
 
 FORMS = (
@@ -69,16 +67,10 @@ def examples(rng: random.Random) -> Iterator[tuple[str, str]]:
     ages = [age for age in range(18, 90) if age not in HELD_OUT_AGES]
     while True:
         for form in rng.sample(FORMS, len(FORMS)):
-            last_name = f" {_word(rng, LAST_NAMES)}" if rng.random() < 0.7 else ""
+            last_name = f" {rng.choice(LAST_NAMES)}" if rng.random() < 0.7 else ""
             person = {
-                "name": _word(rng, FIRST_NAMES) + last_name,
+                "name": rng.choice(FIRST_NAMES) + last_name,
                 "age": rng.choice(ages),
-                "city": _word(rng, CITIES),
+                "city": rng.choice(CITIES),
             }
             yield form.format(**person), json.dumps(person)
-
-
-def _word(rng: random.Random, real: tuple[str, ...]) -> str:
-    if rng.random() < 0.85:
-        return rng.choice(real)
-    return "".join(rng.choices(SYLLABLES, k=rng.choice((2, 3)))).capitalize()

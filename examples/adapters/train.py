@@ -74,7 +74,7 @@ RECIPES = {
             "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
             "layers_to_transform": list(range(12, 30)),
         },
-        num_steps=90,
+        num_steps=200,
         learning_rate=1.5e-3,
         summary='a sentence about a person -> {"name", "age", "city"}; rank 8 on all projections, upper 18 layers',
     ),
