@@ -101,7 +101,7 @@ class CoreMachine(RuleBasedStateMachine):
     """Every rule is one thing that can happen; the invariants are asserted after each."""
 
     config = CONFIG
-    workers = WORKERS
+    workers: tuple[str, ...] = WORKERS
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class CoreMachine(RuleBasedStateMachine):
             num_sequences=wish.num_sequences,
             max_tokens=wish.max_tokens,
             priority=wish.priority,
-            **due,
+            **due,  # type: ignore[arg-type]
         )
         client = self.clients.add(submitted)
         self.turn(submitted)

@@ -106,6 +106,12 @@ class ModelWorker:
             worker_id=self.info.worker_id, epoch=self.info.epoch, digest=digest, state=state, error=error
         )
 
+    def must_step(self) -> events.StepReported:
+        """For a test that knows that there is work."""
+        report = self.step()
+        assert report is not None, "nothing to do"
+        return report
+
     def step(self) -> events.StepReported | None:
         """One token for each sequence that may go on."""
         active = {id: r for id, r in self.running.items() if len(r.output) < r.grant}
