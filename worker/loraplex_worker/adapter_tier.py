@@ -15,15 +15,20 @@ from loraplex_worker.load_adapter import LoadAdapter
 from loraplex_worker.model.lora_weights import LoraWeights
 
 
-@dataclasses.dataclass(slots=True)
-class _Version:
-    """One version from its load order until it is off the device."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Load:
+    """One load order that waits for the cache."""
 
     order: LoadAdapter
     start_ns: int
-    weights: LoraWeights | None = None
-    """None until the cache has answered. From then on this object holds one lease of the cache."""
-    is_attached: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Arrival:
+    """A version that was handed to the engine, or is in it. Stands for one lease of the cache."""
+
+    load: _Load
+    num_bytes: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,107 +59,86 @@ class AdapterTier:
         self._page_bytes = page_bytes
         self._default_timeout_s = default_timeout_s
         self._loop = asyncio.get_running_loop()
-        self._versions: dict[str, _Version] = {}
-        """Ordered and not evicted since."""
-        self._in_flight: collections.deque[_Version | None] = collections.deque()
-        """Whose attachment or eviction the engine has not answered; it answers in order. None: not ordered here."""
-        self._is_closed = False
+        self._loads: dict[str, _Load] = {}
+        """What the cache was asked for and has not answered."""
+        self._handed_over: collections.deque[_Arrival] = collections.deque()
+        """Whose attachment the engine has not answered; it answers in order."""
+        self._attached: dict[str, _Arrival] = {}
+        """What the engine has, by its answers so far."""
 
     def load(self, order: LoadAdapter) -> None:
-        """Start to bring a version in. Idempotent: while it is on the way, one answer serves all orders."""
-        known = self._versions.get(order.digest)
-        if known is not None:
-            if known.is_attached:
-                self._tell_on_device(known)
-            return
-        version = _Version(order=order, start_ns=time.monotonic_ns())
-        self._versions[order.digest] = version
-        timeout_s = self._default_timeout_s if order.timeout_s is None else order.timeout_s
-        self._cache.request(order.digest, functools.partial(self._on_loader_thread, version), timeout_s=timeout_s)
+        """Start to bring a version in. While it is being read, one answer serves all orders.
 
-    def evict(self, digest: str) -> EvictAdapter | None:
-        """What to hand to the engine; None if the version has not reached it, and was dropped here."""
-        version = self._versions.pop(digest, None)
-        if version is not None and version.weights is None:
-            self._events.on_evicted(digest)
-            return None
-        self._in_flight.append(version)
+        A version that the engine has already goes the same way: from the cache at once, and the engine says that it
+        exists. No shortcut here can be wrong about what is in flight.
+        """
+        if order.digest in self._loads:
+            return
+        load = self._loads[order.digest] = _Load(order=order, start_ns=time.monotonic_ns())
+        timeout_s = self._default_timeout_s if order.timeout_s is None else order.timeout_s
+        self._cache.request(order.digest, functools.partial(self._on_any_thread, load), timeout_s=timeout_s)
+
+    def evict(self, digest: str) -> EvictAdapter:
+        """What to hand to the engine. A load that has not reached it is dropped: the eviction answers both."""
+        self._loads.pop(digest, None)
         return EvictAdapter(digest=digest)
 
     def applied(self, command: AttachAdapter | EvictAdapter) -> None:
-        """The engine carried out the oldest command in flight, which is this one."""
-        version = self._in_flight.popleft()
-        if isinstance(command, EvictAdapter):
-            self._release(version)
-            self._events.on_evicted(command.digest)
+        """The engine carried it out."""
+        digest = command.digest
+        if isinstance(command, AttachAdapter):
+            arrival = self._attached[digest] = self._handed_over.popleft()
+            self._tell_on_device(arrival)
             return
-        assert version is not None
-        version.is_attached = True
-        self._tell_on_device(version)
+        if self._attached.pop(digest, None) is not None:
+            self._cache.release(digest)
+        self._events.on_evicted(digest)
 
     def refused(self, command: AttachAdapter | EvictAdapter, refusal: CommandRefused) -> None:
-        """The engine refused the oldest command in flight, which is this one."""
-        version = self._in_flight.popleft()
+        """The engine did not carry it out; a refused eviction leaves the version where it is."""
         if isinstance(command, EvictAdapter):
-            self._keep(version)
             return
-        assert version is not None
+        arrival = self._handed_over.popleft()
+        self._cache.release(command.digest)
         if refusal.reason is RefusalReason.ADAPTER_EXISTS:
-            version.is_attached = True
-            self._tell_on_device(version)
+            self._tell_on_device(arrival)
         else:
-            self._give_up(version, _as_error(refusal))
+            self._events.on_failed(command.digest, _as_error(refusal))
 
     def close(self) -> None:
         """The term is over and the engine was reset: give every lease back; what the cache still sends is returned."""
-        self._is_closed = True
-        for version in (*self._versions.values(), *self._in_flight):
-            self._release(version)
-        self._versions.clear()
-        self._in_flight.clear()
+        for arrival in (*self._attached.values(), *self._handed_over):
+            self._cache.release(arrival.load.order.digest)
+        self._loads.clear()
+        self._attached.clear()
+        self._handed_over.clear()
 
-    def _on_loader_thread(self, version: _Version, digest: str, answer: LoraWeights | LoraplexError) -> None:
-        self._loop.call_soon_threadsafe(self._settle, version, answer)
+    def _on_any_thread(self, load: _Load, digest: str, answer: LoraWeights | LoraplexError) -> None:
+        self._loop.call_soon_threadsafe(self._settle, load, answer)
 
-    def _settle(self, version: _Version, answer: LoraWeights | LoraplexError) -> None:
-        if isinstance(answer, LoraWeights):
-            version.weights = answer
-        if self._is_closed or self._versions.get(version.order.digest) is not version:
-            self._release(version)
-        elif isinstance(answer, LoraWeights):
-            self._hand_over(version, answer)
+    def _settle(self, load: _Load, answer: LoraWeights | LoraplexError) -> None:
+        digest = load.order.digest
+        is_wanted = self._loads.get(digest) is load
+        if is_wanted:
+            del self._loads[digest]
+        if isinstance(answer, LoraplexError):
+            if is_wanted:
+                self._events.on_failed(digest, answer)
+        elif not is_wanted:
+            self._cache.release(digest)
+        elif answer.num_bytes > load.order.num_pages * self._page_bytes:
+            self._cache.release(digest)
+            self._events.on_failed(digest, _too_few_pages(load.order, answer, self._page_bytes))
         else:
-            self._give_up(version, answer)
+            self._hand_over(load, answer)
 
-    def _hand_over(self, version: _Version, weights: LoraWeights) -> None:
-        order = version.order
-        if weights.num_bytes > order.num_pages * self._page_bytes:
-            self._give_up(version, _too_few_pages(order, weights, self._page_bytes))
-            return
-        self._in_flight.append(version)
-        self._attach(AttachAdapter(digest=order.digest, weights=weights, num_pages=order.num_pages))
+    def _hand_over(self, load: _Load, weights: LoraWeights) -> None:
+        self._handed_over.append(_Arrival(load=load, num_bytes=weights.num_bytes))
+        self._attach(AttachAdapter(digest=load.order.digest, weights=weights, num_pages=load.order.num_pages))
 
-    def _give_up(self, version: _Version, error: LoraplexError) -> None:
-        digest = version.order.digest
-        self._release(version)
-        if self._versions.get(digest) is version:
-            del self._versions[digest]
-        self._events.on_failed(digest, error)
-
-    def _keep(self, version: _Version | None) -> None:
-        """An eviction was refused. If the version was ordered again meanwhile, that order's lease takes its place."""
-        if version is not None and self._versions.setdefault(version.order.digest, version) is not version:
-            self._release(version)
-
-    def _release(self, version: _Version | None) -> None:
-        if version is not None and version.weights is not None:
-            version.weights = None
-            self._cache.release(version.order.digest)
-
-    def _tell_on_device(self, version: _Version) -> None:
-        assert version.weights is not None
-        load_time_ns = time.monotonic_ns() - version.start_ns
-        self._events.on_device(version.order.digest, load_time_ns, version.weights.num_bytes)
+    def _tell_on_device(self, arrival: _Arrival) -> None:
+        load_time_ns = time.monotonic_ns() - arrival.load.start_ns
+        self._events.on_device(arrival.load.order.digest, load_time_ns, arrival.num_bytes)
 
 
 def _as_error(refusal: CommandRefused) -> LoraplexError:

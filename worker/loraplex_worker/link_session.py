@@ -204,12 +204,12 @@ class LinkSession:
                 self._tier.load(item)
             elif isinstance(item, CommandRefused):
                 self._refuse(item)
-            elif (command := self._note(item)) is not None:
-                commands.append(command)
+            else:
+                commands.append(self._note(item))
         self._submit(commands)
 
-    def _note(self, command: Command) -> Command | None:
-        """Keep this session's own books; None if the engine need not know."""
+    def _note(self, command: Command) -> Command:
+        """Keep this session's own books."""
         if isinstance(command, EvictAdapter):
             return self._tier.evict(command.digest)
         if isinstance(command, Admit) and not command.adapters:

@@ -9,8 +9,9 @@ import structlog
 def configure_logs(worker_id: str) -> None:
     """Send structlog and the standard library's records the same way. Call once, before anything logs."""
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _Origin(worker_id),
         structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
@@ -29,5 +30,13 @@ def configure_logs(worker_id: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    # merge_contextvars does not reach the step thread and the loaders: they bind nothing, the process name suffices.
-    structlog.contextvars.bind_contextvars(process="worker", worker_id=worker_id)
+
+
+class _Origin:
+    """Adds who speaks. Not by context variables: the step thread and the loaders do not inherit them."""
+
+    def __init__(self, worker_id: str) -> None:
+        self._fields = {"process": "worker", "worker_id": worker_id}
+
+    def __call__(self, logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**event, **self._fields}
