@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmarks.workload import NUM_OUTPUT_TOKENS, Request
 
+from benchmarks.workload import NUM_OUTPUT_TOKENS, Request
 from loraplex_adapters.base_shape import BaseShape
 from loraplex_adapters.ingest import ingest
 from loraplex_adapters.limits import Limits
@@ -29,7 +29,7 @@ def load_engine(model: Path, adapters: Sequence[Path], store: Path) -> Engine:
     for number, folder in enumerate(adapters):
         spec = ingest(folder, base=base, store=versions, limits=Limits()).spec
         tensors = versions.read_tensors(spec.digest)
-        weights = LoraWeights.from_tensors(spec, tensors, dtype=torch.bfloat16, config=config)
+        weights = LoraWeights.from_tensors(spec, tensors, dtype=decoder.lora_dtype, config=config)
         engine.apply(AttachAdapter(digest=str(number), weights=weights, num_pages=1))
     return engine
 

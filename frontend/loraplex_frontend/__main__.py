@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from loraplex_contract.errors import LoraplexError
+from loraplex_contract.logs import configure_logs
 from loraplex_contract.settings import SettingsError
 from loraplex_frontend.auth_keys import AuthKeysError
-from loraplex_frontend.logs import configure_logs
 from loraplex_frontend.model_folder import ModelFolderError
 from loraplex_frontend.server import Frontend
 from loraplex_frontend.settings import FrontendSettings
