@@ -1,6 +1,7 @@
 """The one task that owns the core: events of all peers go in by a bounded queue, commands go out to their sessions."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeAlias
@@ -15,7 +16,9 @@ from loraplex_scheduler.core.statistics import CoreStatistics
 _log = structlog.get_logger(__name__)
 
 TICK_S = 0.05
-"""How late a deadline may be noticed."""
+"""Time passes for the core at least so often; at deadlines it does to the point."""
+CHECK_INTERVAL_NS = 60 * 1_000_000_000
+"""The invariants are checked at most so often, while nothing is in flight."""
 MAX_EVENTS_PER_TURN = 512
 FrontendCommand: TypeAlias = commands.FrontendCommand | commands.CancelAnswered
 
@@ -39,8 +42,9 @@ class Dispatcher:
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue(maxsize=4096)
         self._frontends: dict[str, FrontendPeer] = {}
         self._workers: dict[tuple[str, int], WorkerPeer] = {}
-        self._epoch_of: dict[str, int] = {}
         self._turn = 0
+        self._ticked_ns = clock()
+        self._checked_ns = clock()
         self.on_gone: Callable[[str, str], None] = lambda tenant, name: None
         """Called with each name whose unregistration is complete."""
 
@@ -67,12 +71,9 @@ class Dispatcher:
 
     def add_worker(self, worker_id: str, epoch: int, peer: WorkerPeer) -> None:
         self._workers[worker_id, epoch] = peer
-        self._epoch_of[worker_id] = epoch
 
     def drop_worker(self, worker_id: str, epoch: int) -> None:
         del self._workers[worker_id, epoch]
-        if self._epoch_of.get(worker_id) == epoch:
-            del self._epoch_of[worker_id]
 
     def has_request(self, key: RequestKey) -> bool:
         return self._core.has_request(key)
@@ -85,35 +86,47 @@ class Dispatcher:
         while True:
             turn, waiting = await self._gather()
             self._take_turn(turn)
+            self._check_now_and_then()
             for done in waiting:
                 if not done.done():
                     done.set_result(None)
 
-    async def _gather(self) -> tuple[list[Event], list[asyncio.Future[None]]]:
-        """Everything that has come, or a Tick if nothing has for a while."""
-        entries = []
+    def _check_now_and_then(self) -> None:
+        """A broken invariant is worth an alarm; to go on serving is worth more."""
+        if self._clock() - self._checked_ns < CHECK_INTERVAL_NS or not self._core.is_idle:
+            return
+        self._checked_ns = self._clock()
         try:
+            self._core.check()
+        except AssertionError:
+            _log.critical("invariant_broken", exc_info=True)
+
+    async def _gather(self) -> tuple[list[Event], list[asyncio.Future[None]]]:
+        """Everything that has come, and a Tick where one is due: a busy inbox must not keep time from passing."""
+        entries = []
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeout_s()):
                 entries.append(await self._inbox.get())
-        except TimeoutError:
-            return [Tick()], []
         while len(entries) < MAX_EVENTS_PER_TURN and not self._inbox.empty():
             entries.append(self._inbox.get_nowait())
         events: list[Event] = [event for event, _ in entries]
-        due_ns = self._core.next_timer_ns()
-        if due_ns is not None and due_ns <= self._clock():
-            # A busy inbox must not keep deadlines from passing.
+        if self._timeout_s() == 0.0:
+            self._ticked_ns = self._clock()
             events.append(Tick())
         return events, [done for _, done in entries if done is not None]
 
     def _timeout_s(self) -> float:
-        due_ns = self._core.next_timer_ns()
-        return TICK_S if due_ns is None else min(TICK_S, max(0.0, (due_ns - self._clock()) / 1e9))
+        """To the next Tick; 0 if it is due."""
+        due_ns = self._ticked_ns + int(TICK_S * 1e9)
+        timer_ns = self._core.next_timer_ns()
+        if timer_ns is not None:
+            due_ns = min(due_ns, timer_ns)
+        return max(0.0, (due_ns - self._clock()) / 1e9)
 
     def _take_turn(self, events: list[Event]) -> None:
         self._turn += 1
         to_frontends: dict[str, list[FrontendCommand]] = {}
-        to_workers: dict[str, list[commands.WorkerCommand]] = {}
+        to_workers: dict[tuple[str, int], list[commands.WorkerCommand]] = {}
         for command in self._core.handle_all(events, now_ns=self._clock()):
             match command:
                 case commands.CancelAnswered():
@@ -132,7 +145,7 @@ class Dispatcher:
                     | commands.EvictAdapter()
                     | commands.SetBudget()
                 ):
-                    to_workers.setdefault(command.worker_id, []).append(command)
+                    to_workers.setdefault((command.worker_id, command.epoch), []).append(command)
                 case _:
                     to_frontends.setdefault(command.key.frontend_id, []).append(command)
         self._send(to_frontends.items(), to_workers.items())
@@ -140,11 +153,11 @@ class Dispatcher:
     def _send(
         self,
         to_frontends: Iterable[tuple[str, list[FrontendCommand]]],
-        to_workers: Iterable[tuple[str, list[commands.WorkerCommand]]],
+        to_workers: Iterable[tuple[tuple[str, int], list[commands.WorkerCommand]]],
     ) -> None:
         """Workers first: their next step waits for it. A peer that has just gone misses what it could not read."""
-        for worker_id, batch in to_workers:
-            worker = self._workers.get((worker_id, self._epoch_of.get(worker_id, -1)))
+        for registration, batch in to_workers:
+            worker = self._workers.get(registration)
             if worker is not None:
                 worker.send(batch)
         for frontend_id, frontend_batch in to_frontends:

@@ -1,6 +1,7 @@
 """One frontend's stream: a reader, a writer and a heartbeat."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,10 +12,12 @@ from loraplex_contract.errors import FailedPrecondition, InvalidArgument
 from loraplex_scheduler.core.event import FrontendConnected, FrontendLost, Submitted
 from loraplex_scheduler.dispatch import Dispatcher, FrontendCommand
 from loraplex_scheduler.frontend_convert import downward_to_pb, events_from_pb, summary_to_pb
+from loraplex_scheduler.model_agreement import ModelAgreement
 from loraplex_scheduler.outbox import Outbox
 
 _log = structlog.get_logger(__name__)
 PROTOCOL_VERSION = 1
+_streams = itertools.count(1)
 
 
 class _PeerGone(Exception):
@@ -24,8 +27,17 @@ class _PeerGone(Exception):
 class FrontendSession:
     """From Hello to the end of the stream. Its requests end with it."""
 
-    def __init__(self, dispatcher: Dispatcher, *, epoch: int, heartbeat_s: float, max_frames: int) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        models: ModelAgreement,
+        *,
+        epoch: int,
+        heartbeat_s: float,
+        max_frames: int,
+    ) -> None:
         self._dispatcher = dispatcher
+        self._models = models
         self._epoch = epoch
         self._heartbeat_s = heartbeat_s
         self._outbox: Outbox[frontend_link_pb2.LinkResponse] = Outbox(max_frames)
@@ -37,7 +49,8 @@ class FrontendSession:
     async def run(self, requests: AsyncIterator[frontend_link_pb2.LinkRequest], context: Any) -> None:
         """Serve until the peer is gone. Raises LoraplexError for a peer that breaks the protocol."""
         self._hello = await self._take_hello(requests)
-        frontend_id, incarnation = self._hello.frontend_id, self._hello.incarnation
+        # Of the stream, not of the process: a late end of an older stream must not end this one's requests.
+        frontend_id, incarnation = self._hello.frontend_id, f"{self._hello.incarnation}/{next(_streams)}"
         await self._dispatcher.apply(FrontendConnected(frontend_id=frontend_id, incarnation=incarnation))
         self._dispatcher.add_frontend(frontend_id, self)
         _log.info("frontend_connected", frontend_id=frontend_id)
@@ -60,6 +73,7 @@ class FrontendSession:
         if first.hello.protocol_version != PROTOCOL_VERSION:
             message = f"protocol version {first.hello.protocol_version}; this scheduler speaks {PROTOCOL_VERSION}"
             raise FailedPrecondition(message, reason="PROTOCOL_VERSION")
+        self._models.check(first.hello.model_fingerprint)
         return first.hello
 
     async def _read(self, requests: AsyncIterator[frontend_link_pb2.LinkRequest]) -> None:

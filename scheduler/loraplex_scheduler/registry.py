@@ -157,7 +157,10 @@ class Registry:
         return await self._run(lambda connection: _start_draining(connection, tenant, name))
 
     async def delete(self, tenant: str, name: str) -> list[str]:
-        """Forget the name; returns the digests that no name points at any more. A name that is not there is none."""
+        """Forget a name that is draining; returns the digests that no name points at any more.
+
+        A name that is gone, or registered anew since, stays as it is: the answer to an unregistration may come twice.
+        """
         return await self._run(lambda connection: _delete(connection, tenant, name))
 
     async def load_all(self) -> list[RegistryEntry]:
@@ -324,7 +327,7 @@ def _start_draining(connection: sa.Connection, tenant: str, name: str) -> Regist
 
 def _delete(connection: sa.Connection, tenant: str, name: str) -> list[str]:
     entry = _find(connection, tenant, name)
-    if entry is None:
+    if entry is None or entry.state is not EntryState.DRAINING:
         return []
     connection.execute(sa.delete(_versions).where(_where(_versions, tenant, name)))
     connection.execute(sa.delete(_adapters).where(_where(_adapters, tenant, name)))

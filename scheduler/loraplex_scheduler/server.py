@@ -17,6 +17,7 @@ from loraplex_contract.interceptor import ErrorInterceptor
 from loraplex_scheduler.adapters import Adapters
 from loraplex_scheduler.core.core import SchedulerCore
 from loraplex_scheduler.dispatch import Dispatcher
+from loraplex_scheduler.model_agreement import ModelAgreement
 from loraplex_scheduler.registry import Registry
 from loraplex_scheduler.registry_service import RegistryService
 from loraplex_scheduler.service import FrontendLink, WorkerLink
@@ -55,10 +56,9 @@ async def _serve_until(
 ) -> None:
     """Stop listening, let streams end within the grace, then end everything."""
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
-    frontends, workers = (
-        FrontendLink(dispatcher, settings, term=term),
-        WorkerLink(dispatcher, settings, term=term),
-    )
+    models = ModelAgreement()
+    frontends = FrontendLink(dispatcher, settings, models, term=term)
+    workers = WorkerLink(dispatcher, settings, models, term=term)
     frontend_link_pb2_grpc.add_FrontendLinkServiceServicer_to_server(frontends, server)
     worker_link_pb2_grpc.add_WorkerLinkServiceServicer_to_server(workers, server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryService(adapters, dispatcher, term=term), server)

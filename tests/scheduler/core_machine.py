@@ -132,7 +132,9 @@ class CoreMachine(RuleBasedStateMachine):
                 case commands.FenceWorker():
                     raise AssertionError(f"fenced a worker that did nothing wrong: {command.cause}")
                 case _ if isinstance(command, commands.WorkerCommand):
-                    to_workers.setdefault(command.worker_id, []).append(command)
+                    link = self.links.get(command.worker_id)
+                    if link is not None and link.worker.info.epoch == command.epoch:
+                        to_workers.setdefault(command.worker_id, []).append(command)
         for worker_id, own in to_workers.items():
             self.links[worker_id].down.append(own)
         return result

@@ -37,7 +37,11 @@ class Rig:
         self.clients.hear(result)
         self.commands += result
         for worker_id, worker in self.workers.items():
-            own = [c for c in result if isinstance(c, commands.WorkerCommand) and c.worker_id == worker_id]
+            own = [
+                c
+                for c in result
+                if isinstance(c, commands.WorkerCommand) and (c.worker_id, c.epoch) == (worker_id, worker.info.epoch)
+            ]
             answers = [event for command in frame_order(own) for event in worker.apply(command)]
             if not self.holds_loads:
                 answers += [worker.end_load(digest) for digest in list(worker.loading)]

@@ -207,6 +207,14 @@ def test_a_submission_of_a_frontend_that_is_gone_is_dropped():
     assert turn == []
 
 
+def test_a_second_submission_under_a_running_handle_is_dropped_and_harms_nobody():
+    rig = Rig()
+    rig.connect_worker()
+    client = rig.submit(max_tokens=5)
+    assert rig.turn(client.submitted) == []
+    rig.finish(client)
+
+
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="grant_low_tokens=64"):
         CoreConfig(grant_low_tokens=64, grant_tokens=64)

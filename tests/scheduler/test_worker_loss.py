@@ -176,7 +176,7 @@ def test_load_spreads_over_workers_and_adapters_stay_where_they_are():
 def test_the_budget_of_a_step_is_sent_where_the_operator_lowers_it():
     rig = Rig(max_step_tokens=16)
     rig.connect_worker("w", max_step_tokens=64), rig.connect_worker("v", max_step_tokens=8)
-    assert rig.of_kind(commands.SetBudget) == [commands.SetBudget(worker_id="w", max_step_tokens=16)]
+    assert rig.of_kind(commands.SetBudget) == [commands.SetBudget(worker_id="w", epoch=1, max_step_tokens=16)]
 
 
 def test_steps_that_mix_adapters_are_counted():

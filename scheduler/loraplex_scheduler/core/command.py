@@ -1,6 +1,7 @@
 """Everything that the core can ask of its shell.
 
-Commands to one peer are carried out in their order. A worker may apply the commands of one frame in the order retire,
+Commands to one peer are carried out in their order. A command to a worker is for one registration of it, by epoch, and
+dies with that. A worker may apply the commands of one frame in the order retire,
 evict, load, grant, admit; the shell then leaves out the admission of what the same frame retires.
 """
 
@@ -25,6 +26,7 @@ class Admit:
     """Put a sequence into the worker's standing batch."""
 
     worker_id: str
+    epoch: int
     sequence_id: int
     """New for each admission: a resumed sequence comes under a new id."""
     prompt_ids: tuple[int, ...]
@@ -42,6 +44,7 @@ class Admit:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     worker_id: str
+    epoch: int
     sequence_id: int
     grant_tokens: int
     """Cumulative: output tokens that the sequence may reach, emitted ones included."""
@@ -50,12 +53,14 @@ class Grant:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Retire:
     worker_id: str
+    epoch: int
     sequence_id: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoadAdapter:
     worker_id: str
+    epoch: int
     digest: str
     num_pages: int
     timeout_ns: int
@@ -64,12 +69,14 @@ class LoadAdapter:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EvictAdapter:
     worker_id: str
+    epoch: int
     digest: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SetBudget:
     worker_id: str
+    epoch: int
     max_step_tokens: int
 
 

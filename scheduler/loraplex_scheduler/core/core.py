@@ -132,6 +132,11 @@ class SchedulerCore:
     def has_request(self, key: RequestKey) -> bool:
         return self._requests.get(key) is not None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request lives."""
+        return not len(self._requests)
+
     def _emit(self, command: Command) -> None:
         self._commands.append(command)
 
@@ -154,7 +159,7 @@ class SchedulerCore:
         self._is_dirty = True
 
     def _on_submitted(self, event: events.Submitted) -> None:
-        if event.key.frontend_id in self._frontends:
+        if event.key.frontend_id in self._frontends and not self.has_request(event.key):
             is_without_workers = not self._workers and self._is_grace_over()
             self._intake.submit(event, is_without_workers=is_without_workers, now_ns=self._now_ns)
             self._is_dirty = True
@@ -193,7 +198,9 @@ class SchedulerCore:
         self._workers[worker_id] = Worker(event.info)
         self._workers_changed_ns = self._now_ns
         if 0 < self.config.max_step_tokens < event.info.max_step_tokens:
-            self._emit(SetBudget(worker_id=worker_id, max_step_tokens=self.config.max_step_tokens))
+            self._emit(
+                SetBudget(worker_id=worker_id, epoch=event.info.epoch, max_step_tokens=self.config.max_step_tokens)
+            )
         self._settle_places()
         self._is_dirty = True
 

@@ -38,7 +38,7 @@ class Submitted:
     """A request that the frontend has checked for form."""
 
     key: RequestKey
-    """Not in use: the shell refuses a handle that is."""
+    """Of a handle that is not in use: a second submission under one that is, is dropped."""
     tenant: str
     request_id: str
     prompt_ids: tuple[int, ...]

@@ -60,7 +60,7 @@ class Loader:
         """The pages stay charged until the worker has answered."""
         worker.residency.set_evicting(digest, now_ns=now_ns)
         worker.counters.num_evictions += 1
-        self._emit(EvictAdapter(worker_id=worker.worker_id, digest=digest))
+        self._emit(EvictAdapter(worker_id=worker.worker_id, epoch=worker.info.epoch, digest=digest))
 
     def num_pages(self, worker: Worker, digests: Collection[str]) -> int:
         return sum(worker.adapter_pages_for(self._catalog.num_parameters(digest)) for digest in digests)
@@ -78,6 +78,7 @@ class Loader:
             self._emit(
                 LoadAdapter(
                     worker_id=worker.worker_id,
+                    epoch=worker.info.epoch,
                     digest=digest,
                     num_pages=num_pages,
                     timeout_ns=self._config.load_timeout_ns,

@@ -73,7 +73,12 @@ class Standing:
         worker.ledger.grow_kv(sequence.sequence_id, num_pages)
         sequence.grant_tokens = self.next_grant(sequence)
         self._emit(
-            Grant(worker_id=worker.worker_id, sequence_id=sequence.sequence_id, grant_tokens=sequence.grant_tokens)
+            Grant(
+                worker_id=worker.worker_id,
+                epoch=worker.info.epoch,
+                sequence_id=sequence.sequence_id,
+                grant_tokens=sequence.grant_tokens,
+            )
         )
         return True
 
@@ -111,7 +116,8 @@ class Standing:
         sequence.move(Transition.END)
 
     def _retire(self, sequence: Sequence) -> None:
-        self._emit(Retire(worker_id=self.worker_of(sequence).worker_id, sequence_id=sequence.sequence_id))
+        worker = self.worker_of(sequence)
+        self._emit(Retire(worker_id=worker.worker_id, epoch=worker.info.epoch, sequence_id=sequence.sequence_id))
 
     def _detach(self, sequence: Sequence, *, now_ns: int) -> None:
         worker = self.worker_of(sequence)
@@ -131,6 +137,7 @@ def _admit(sequence: Sequence, worker: Worker) -> Admit:
     request = sequence.request
     return Admit(
         worker_id=worker.worker_id,
+        epoch=worker.info.epoch,
         sequence_id=sequence.sequence_id,
         prompt_ids=request.prompt_ids,
         emitted_ids=tuple(sequence.emitted),
