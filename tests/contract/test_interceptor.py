@@ -1,6 +1,7 @@
 """The last-resort interceptor, over a real server: what a handler raises, what a client sees."""
 
 import contextlib
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +15,11 @@ SECRET = "/var/secret/path"
 SUBMIT = "/loraplex.v1.InferenceService/Submit"
 
 
-class Broken(inference_pb2_grpc.InferenceServiceServicer):
+class Broken:
+    """An InferenceService of which only three methods are called."""
+
+    Attach = Cancel = None
+
     def __init__(self, error):
         self.error = error
 
@@ -34,7 +39,8 @@ class Broken(inference_pb2_grpc.InferenceServiceServicer):
 @contextlib.asynccontextmanager
 async def serving(error):
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Broken(error), server)
+    servicer: Any = Broken(error)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -61,6 +67,12 @@ async def call_submit_raw(channel):
     await channel.unary_unary(SUBMIT)(b"")
 
 
+def seen_by(error: Any) -> errors.LoraplexError:
+    pb = rpc_status.from_call(error)
+    assert pb is not None
+    return status.error_from_status(pb)
+
+
 CALLS = [call_submit_raw, call_stream, call_session]
 
 
@@ -71,7 +83,7 @@ async def test_a_known_error_becomes_its_status(call):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(channel)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-    seen = status.error_from_status(rpc_status.from_call(caught.value))
+    seen = seen_by(caught.value)
     assert (seen.reason, seen.metadata) == ("ADAPTER_NOT_FOUND", {"adapter": "x"})
 
 
@@ -81,7 +93,7 @@ async def test_the_text_of_a_bug_never_reaches_the_client(call, caplog):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(channel)
     assert caught.value.code() == grpc.StatusCode.INTERNAL
-    seen = status.error_from_status(rpc_status.from_call(caught.value))
+    seen = seen_by(caught.value)
     assert SECRET not in str(caught.value)
     assert seen.metadata["incident"] in caplog.text
     assert SECRET in caplog.text
@@ -101,7 +113,7 @@ async def test_bytes_that_do_not_parse_are_an_invalid_argument(data):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await channel.unary_unary(SUBMIT)(data)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert status.error_from_status(rpc_status.from_call(caught.value)).reason == "MALFORMED_MESSAGE"
+    assert seen_by(caught.value).reason == "MALFORMED_MESSAGE"
 
 
 async def test_malformed_frames_end_a_stream_with_an_invalid_argument():

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from typing import Any
 
 import grpc
 
@@ -50,7 +51,7 @@ def channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
 
 
-async def stream_once(stub: inference_pb2_grpc.InferenceServiceStub, submit: generation_pb2.SubmitRequest) -> Stream:
+async def stream_once(stub: Any, submit: generation_pb2.SubmitRequest) -> Stream:
     stream = Stream()
     async for response in stub.SubmitStream(inference_pb2.SubmitStreamRequest(request=submit), timeout=120):
         if response.WhichOneof("event") == "delta":
@@ -62,7 +63,8 @@ class Session:
     """One session with many requests; read everything with ``run``."""
 
     def __init__(self, open_channel: grpc.aio.Channel, *, token_credit: int | None = None) -> None:
-        self.call = inference_pb2_grpc.InferenceServiceStub(open_channel).Session(timeout=120)
+        stub: Any = inference_pb2_grpc.InferenceServiceStub(open_channel)
+        self.call = stub.Session(timeout=120)
         self.streams: dict[int, Stream] = {}
         self._open = session_pb2.SessionOpen(initial_token_credit=token_credit)
 
@@ -80,10 +82,10 @@ class Session:
         """Reads until every submitted request has had its terminal, then half-closes and waits for the end."""
         while any(not stream.terminals for stream in self.streams.values()):
             response = await self.call.read()
-            assert response is not grpc.aio.EOF, "the session ended before its requests"
+            assert isinstance(response, session_pb2.SessionResponse), "the session ended before its requests"
             self.take(response)
         await self.call.done_writing()
-        while (response := await self.call.read()) is not grpc.aio.EOF:
+        while isinstance(response := await self.call.read(), session_pb2.SessionResponse):
             self.take(response)
         assert await self.call.code() == grpc.StatusCode.OK
 

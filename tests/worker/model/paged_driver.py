@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,11 @@ class PagedDriver:
         Sequences with one row go first, as the decoder asks; results come back in the order given.
         """
         order = sorted(range(len(work)), key=lambda index: work[index][1] > 1)
-        spans, token_ids, positions, slots, runs = [], [], [], [], []
+        spans: list[Any] = []
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        runs: list[Any] = []
         for index in order:
             sequence, count = work[index]
             end = sequence.done + count
