@@ -65,6 +65,9 @@ class WorkerStream:
         self.acks = True
         """Whether heartbeats are answered."""
         self.ended = False
+        self.may_end = asyncio.Event()
+        """Cleared, the gateway keeps the stream open after the worker has half-closed it."""
+        self.may_end.set()
         self._outbox: asyncio.Queue[worker_link_pb2.ServeResponse] = asyncio.Queue()
         self._news = asyncio.Condition()
         self._hung_up = asyncio.Event()
@@ -180,6 +183,7 @@ class FakeWorkerGateway(worker_link_pb2_grpc.WorkerLinkServiceServicer):
                 ]
                 async for frame in request_iterator:
                     await stream.take(frame)
+                await stream.may_end.wait()
                 for task in others:
                     task.cancel()
         except* HungUp:

