@@ -481,6 +481,7 @@ async def test_a_scheduler_that_reads_nothing_counts_as_lost_before_memory_does(
     engine = Engine.for_decoder(decoder, worker.engine_config(settings, decoder))
     engine.apply(Admit(sequence_id=1, prompt_ids=(1,), sampling=Sampling(), stop=Stop(max_tokens=1), grant_tokens=1))
     report = engine.step()
+    assert report is not None
     cache: Any = types.SimpleNamespace(statistics=lambda: types.SimpleNamespace(num_bytes=0))
     term = Term(epoch=1, lease_ttl_s=60.0, heartbeat_interval_s=30.0)
     session = LinkSession(
