@@ -35,7 +35,7 @@ FRONTENDS = ("front-1", "front-2")
 WORKERS = ("worker-1", "worker-2")
 NAMES = ("a", "b", "c", "d")
 TENANTS = ("red", "blue")
-OUTCOMES = ("ok", "ok", "ok", "corrupt", "busy")
+OUTCOMES = ("ok", "ok", "corrupt", "corrupt", "busy")
 
 
 def load_error(outcome: str) -> LoraplexError | None:

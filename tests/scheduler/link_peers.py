@@ -37,9 +37,10 @@ async def until(question: Callable[[], Any], what: str) -> Any:
     """The first truthy answer, within a bound; asked again whenever other tasks have run."""
     try:
         async with asyncio.timeout(WAIT_S):
-            while not (answer := question()):
+            while True:
+                if answer := question():
+                    return answer
                 await asyncio.sleep(0.002)
-            return answer
     except TimeoutError:
         raise AssertionError(f"after {WAIT_S} s still not: {what}") from None
 
