@@ -8,8 +8,8 @@ from typing import Final
 import structlog
 
 from loraplex_contract.errors import LoraplexError
+from loraplex_contract.logs import configure_logs
 from loraplex_contract.settings import SettingsError
-from loraplex_worker.logs import configure_logs
 from loraplex_worker.settings import WorkerSettings
 
 EXIT_FAILED: Final = 1
@@ -23,7 +23,8 @@ def main(flags: list[str]) -> int:
     except SettingsError as error:
         print(f"loraplex worker: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
-    configure_logs(settings.worker_id)
+    configure_logs("info")
+    structlog.contextvars.bind_contextvars(worker_id=settings.worker_id)
     # Idle threads of OpenMP sleep instead of spinning: the worker uses every core, and what spins is taken from the
     # frontend and the scheduler on a shared machine. On two busy cores the same tokens took 9.7 s of CPU instead of
     # 14.2 s (2026-11-23). Read by OpenMP when torch is loaded, hence before the import below.

@@ -70,7 +70,7 @@ def admit_from_pb(admit: worker_link_pb2.Admit) -> command.Admit:
     )
 
 
-def report_to_pb(step: report.StepReport, *, epoch: int, has_base_rows: bool) -> worker_link_pb2.StepReport:
+def report_to_pb(step: report.StepReport, *, epoch: int) -> worker_link_pb2.StepReport:
     """One step's report as it goes to the scheduler of ``epoch``."""
     return worker_link_pb2.StepReport(
         epoch=epoch,
@@ -81,7 +81,7 @@ def report_to_pb(step: report.StepReport, *, epoch: int, has_base_rows: bool) ->
         num_rows=step.num_rows,
         num_decode_rows=step.num_decode_rows,
         adapter_digests=sorted(step.adapter_digests),
-        has_base_rows=has_base_rows,
+        has_base_rows=step.has_base_rows,
         num_pages_free=step.pages.free,
         num_pages_kv=step.pages.kv,
         num_pages_adapter=step.pages.adapter,

@@ -14,7 +14,7 @@ from loraplex_contract.errors import LoraplexError, TryLater
 from loraplex_worker import convert
 from loraplex_worker.adapter_cache import AdapterCache
 from loraplex_worker.adapter_tier import AdapterTier, TierEvents
-from loraplex_worker.engine.command import Admit, AttachAdapter, Command, EvictAdapter, Retire
+from loraplex_worker.engine.command import AttachAdapter, Command, EvictAdapter
 from loraplex_worker.engine.refusal import CommandRefused
 from loraplex_worker.engine.report import StepReport
 from loraplex_worker.engine_port import EnginePort
@@ -83,8 +83,6 @@ class LinkSession:
         self._lease = Lease(ttl_s=term.lease_ttl_s, now_s=registered_s)
         self._outbox: asyncio.Queue[worker_link_pb2.ServeRequest] = asyncio.Queue(MAX_WAITING_FRAMES)
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._base_sequences: set[int] = set()
-        """Live sequences without an adapter."""
         self._is_leaving = False
         events = TierEvents(on_device=self._on_device, on_evicted=self._on_evicted, on_failed=self._on_failed)
         self._tier = AdapterTier(cache, self._attach, events, page_bytes=page_bytes, default_timeout_s=load_timeout_s)
@@ -122,18 +120,11 @@ class LinkSession:
         self._tier.close()
 
     def on_report(self, report: StepReport) -> None:
-        emitted = {emission.sequence_id for emission in report.emissions}
-        frame = convert.report_to_pb(
-            report, epoch=self._term.epoch, has_base_rows=not emitted.isdisjoint(self._base_sequences)
-        )
-        self._base_sequences.difference_update(finish.sequence_id for finish in frame.finishes)
-        self._send(report=frame)
+        self._send(report=convert.report_to_pb(report, epoch=self._term.epoch))
 
     def on_refused(self, command: Command, refusal: CommandRefused) -> None:
         if isinstance(command, AttachAdapter | EvictAdapter):
             self._tier.refused(command, refusal)
-        if isinstance(command, Admit):
-            self._base_sequences.discard(command.sequence_id)
         if not isinstance(command, AttachAdapter):
             self._refuse(refusal)
 
@@ -205,18 +196,8 @@ class LinkSession:
             elif isinstance(item, CommandRefused):
                 self._refuse(item)
             else:
-                commands.append(self._note(item))
+                commands.append(self._tier.evict(item.digest) if isinstance(item, EvictAdapter) else item)
         self._submit(commands)
-
-    def _note(self, command: Command) -> Command:
-        """Keep this session's own books."""
-        if isinstance(command, EvictAdapter):
-            return self._tier.evict(command.digest)
-        if isinstance(command, Admit) and not command.adapters:
-            self._base_sequences.add(command.sequence_id)
-        elif isinstance(command, Retire):
-            self._base_sequences.discard(command.sequence_id)
-        return command
 
     def _attach(self, command: AttachAdapter) -> None:
         self._submit([command])

@@ -50,6 +50,7 @@ class Plan:
     sampled: tuple[Sequence, ...]
     judged: tuple[Share, ...]
     adapter_digests: frozenset[str]
+    has_base_rows: bool
     num_rows: int
 
 
@@ -119,6 +120,7 @@ class BatchBuilder:
             sampled=decoding + tuple(share.sequence for _, share in last),
             judged=tuple(share for _, share in judged),
             adapter_digests=digests,
+            has_base_rows=any(not used for _, used in runs),
             num_rows=len(rows.token_ids),
         )
 

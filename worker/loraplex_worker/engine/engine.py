@@ -196,6 +196,7 @@ class Engine:
             num_decode_rows=len(plan.decoding),
             num_prefill_rows=plan.num_rows - len(plan.decoding),
             adapter_digests=plan.adapter_digests,
+            has_base_rows=plan.has_base_rows,
             pages=self._pool.counts(),
             duration_ns=time.perf_counter_ns() - start_ns,
         )

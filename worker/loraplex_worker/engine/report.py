@@ -75,6 +75,8 @@ class StepReport:
     num_prefill_rows: int
     adapter_digests: frozenset[str]
     """Adapters that had rows in this step."""
+    has_base_rows: bool
+    """Whether some row had no adapter."""
     pages: PageCounts
     """After the step."""
     duration_ns: int
