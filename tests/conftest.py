@@ -1,10 +1,14 @@
 """Fixtures that more than one folder of tests uses."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from loraplex_worker.gguf_folder import demo_model_folder
+
+# Children that tests start find `tests` too, however pytest itself was started and whatever PYTHONSAFEPATH says.
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
 
 
 @pytest.fixture(scope="session")

@@ -68,15 +68,10 @@ RECIPES = {
     ),
     "json": Recipe(
         examples=json_data.examples,
-        lora={
-            "r": 8,
-            "lora_alpha": 16,
-            "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-            "layers_to_transform": list(range(12, 30)),
-        },
+        lora={"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
         num_steps=200,
-        learning_rate=1.5e-3,
-        summary='a sentence about a person -> {"name", "age", "city"}; rank 8 on all projections, upper 18 layers',
+        learning_rate=2e-3,
+        summary='a sentence about a person -> {"name", "age", "city"}; rank 4 on all seven projections',
     ),
     "pirate": Recipe(
         examples=pirate_data.examples,

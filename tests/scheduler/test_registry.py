@@ -166,13 +166,13 @@ asyncio.run(main())
 def test_what_was_acknowledged_survives_kill_9(tmp_path):
     writer = subprocess.Popen([sys.executable, "-c", WRITER, url(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
-    try:
-        acknowledged = [int(writer.stdout.readline()) for _ in range(25)]
-    finally:
-        writer.kill()
-        acknowledged += [int(line) for line in writer.stdout.read().splitlines() if line.isdigit()]
-        writer.wait(10)
-        writer.stdout.close()
+    with writer.stdout as lines:
+        try:
+            acknowledged = [int(lines.readline()) for _ in range(25)]
+        finally:
+            writer.kill()
+            writer.wait(10)
+        acknowledged += [int(line) for line in lines.read().splitlines() if line.isdigit()]
 
     async def names() -> set[str]:
         async with Registry(url(tmp_path)) as registry:

@@ -40,7 +40,7 @@ STRENGTH = {
     "rank1-q": 0.5,
     "regex-exclude": 0.06,
     "rslora-qv": 0.05,
-    "patterns": 0.06,
+    "patterns": 0.15,
     "mlp-only": 0.03,
     "upper-layers": 0.04,
 }
