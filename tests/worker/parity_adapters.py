@@ -41,8 +41,8 @@ STRENGTH = {
     "regex-exclude": 0.06,
     "rslora-qv": 0.05,
     "patterns": 0.15,
-    "mlp-only": 0.03,
-    "upper-layers": 0.04,
+    "mlp-only": 0.08,
+    "upper-layers": 0.1,
 }
 DEFAULT_STRENGTH = 0.02
 """Standard deviation of the random B matrices: enough to change most greedy tokens, not enough to destroy the text."""

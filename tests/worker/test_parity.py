@@ -70,9 +70,9 @@ def prompts(smollm2_folder) -> list[tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def rows(prompts) -> list[Row]:
-    """Eight adapters times eight prompts, four base rows and two rows of a weighted pair, shuffled."""
+    """Eight adapters times eight prompts, eight base rows and two rows of a weighted pair, shuffled."""
     mixed = [Row(adapters=((name, 1.0),), prompt_ids=prompt) for name in CONFIGS for prompt in prompts]
-    mixed += [Row(adapters=(), prompt_ids=prompt) for prompt in prompts[:4]]
+    mixed += [Row(adapters=(), prompt_ids=prompt) for prompt in prompts]
     mixed += [Row(adapters=PAIR, prompt_ids=prompt) for prompt in prompts[2:4]]
     order = torch.randperm(len(mixed), generator=torch.Generator().manual_seed(3)).tolist()
     return [mixed[index] for index in order]
@@ -169,7 +169,7 @@ def judged(oracle, rows, served) -> list[torch.Tensor]:
 
 
 def test_eight_adapters_by_eight_prompts_equal_peft_in_one_mixed_batch(rows, served, judged):
-    assert len(rows) == 70
+    assert len(rows) == 74
     assert served.most_adapters_in_a_step == len(CONFIGS)
     assert_greedy(rows, served.tokens, judged)
 
