@@ -58,7 +58,7 @@ lock: $(VENV)/.dev ## resolve requirements/*.in again
 	$(BIN)/python requirements/lock.py
 
 bench: $(VENV)/.demo ## in-process engine and gRPC end to end, in under five minutes
-	PYTHONPATH=. $(BIN)/python -m benchmarks.serving
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=. $(BIN)/python -m benchmarks.serving
 
 fmt: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
