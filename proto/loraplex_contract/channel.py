@@ -29,7 +29,8 @@ CLIENT_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # Without it a frozen peer is noticed after 60 s whatever the two above say.
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name this is how long one attempt to connect may take: a busy peer greets late.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
