@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,9 +16,13 @@ BUSY_S = 0.5
 
 async def test_a_server_that_is_slow_to_greet_is_waited_for():
     """A busy machine may take half a second for its first HTTP/2 frame: that is no failure to connect."""
-    async with health_server() as port, slow_to_greet(port) as slow_port:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{slow_port}", options=CLIENT_OPTIONS) as channel:
-            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    async with (
+        health_server() as port,
+        slow_to_greet(port) as slow_port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{slow_port}", options=CLIENT_OPTIONS) as channel,
+    ):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -296,6 +296,7 @@ class Scheduling(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     QUEUE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_TIMEOUT_FIELD_NUMBER: _builtins.int
     priority: _builtins.int
     """Smaller runs first. -100 to 100; default 0."""
     @_builtins.property
@@ -306,16 +307,24 @@ class Scheduling(_message.Message):
     def queue_timeout(self) -> _duration_pb2.Duration:
         """From acceptance to admission into a batch; past it DEADLINE_EXCEEDED / QUEUE_TIMEOUT."""
 
+    @_builtins.property
+    def first_token_timeout(self) -> _duration_pb2.Duration:
+        """From acceptance to the first token: the caller's service level. A request that is predicted to miss it is refused at
+        once, RESOURCE_EXHAUSTED / SLO_UNATTAINABLE with the estimate in RetryInfo; one that falls behind while it waits ends
+        with the same error. Among requests of equal right the nearest deadline goes first.
+        """
+
     def __init__(
         self,
         *,
         priority: _builtins.int | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
         queue_timeout: _duration_pb2.Duration | None = ...,
+        first_token_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "queue_timeout", b"queue_timeout", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "first_token_timeout", b"first_token_timeout", "priority", b"priority", "queue_timeout", b"queue_timeout", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority", "queue_timeout", b"queue_timeout", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "first_token_timeout", b"first_token_timeout", "priority", b"priority", "queue_timeout", b"queue_timeout", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015

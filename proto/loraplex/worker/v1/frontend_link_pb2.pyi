@@ -253,6 +253,7 @@ class LinkSubmit(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     QUEUE_TIMEOUT_FIELD_NUMBER: _builtins.int
     TIME_LIMIT_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_TIMEOUT_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """Chosen by the frontend, never used twice in an incarnation."""
     tenant: _builtins.str
@@ -276,6 +277,8 @@ class LinkSubmit(_message.Message):
     def queue_timeout(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def time_limit(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def first_token_timeout(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
@@ -291,10 +294,11 @@ class LinkSubmit(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         queue_timeout: _duration_pb2.Duration | None = ...,
         time_limit: _duration_pb2.Duration | None = ...,
+        first_token_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "sampling", b"sampling", "stop", b"stop", "time_limit", b"time_limit", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_token_timeout", b"first_token_timeout", "queue_timeout", b"queue_timeout", "sampling", b"sampling", "stop", b"stop", "time_limit", b"time_limit", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "handle", b"handle", "n", b"n", "priority", b"priority", "prompt_ids_le32", b"prompt_ids_le32", "queue_timeout", b"queue_timeout", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "tenant", b"tenant", "time_limit", b"time_limit", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "first_token_timeout", b"first_token_timeout", "handle", b"handle", "n", b"n", "priority", b"priority", "prompt_ids_le32", b"prompt_ids_le32", "queue_timeout", b"queue_timeout", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "tenant", b"tenant", "time_limit", b"time_limit", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

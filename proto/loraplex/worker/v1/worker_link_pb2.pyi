@@ -430,11 +430,16 @@ class Admit(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     GRANT_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFIX_NAMESPACE_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     prompt_ids_le32: _builtins.bytes
     emitted_ids_le32: _builtins.bytes
     """Output of an earlier life of the sequence; computed again but not reported again."""
     grant_tokens: _builtins.int
+    prefix_namespace: _builtins.bytes
+    """Whose prefixes it may read and leave behind. A page of KV is found again only under the same namespace, the same
+    adapter digests and weights, and the same tokens up to its end. Empty: none.
+    """
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterWeight]: ...
     @_builtins.property
@@ -451,10 +456,11 @@ class Admit(_message.Message):
         sampling: _sequence_pb2.Sampling | None = ...,
         stop: _sequence_pb2.Stop | None = ...,
         grant_tokens: _builtins.int = ...,
+        prefix_namespace: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "emitted_ids_le32", b"emitted_ids_le32", "grant_tokens", b"grant_tokens", "prompt_ids_le32", b"prompt_ids_le32", "sampling", b"sampling", "sequence_id", b"sequence_id", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "emitted_ids_le32", b"emitted_ids_le32", "grant_tokens", b"grant_tokens", "prefix_namespace", b"prefix_namespace", "prompt_ids_le32", b"prompt_ids_le32", "sampling", b"sampling", "sequence_id", b"sequence_id", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -501,6 +507,7 @@ class StepReport(_message.Message):
     NUM_PAGES_KV_FIELD_NUMBER: _builtins.int
     NUM_PAGES_ADAPTER_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    PREFIX_HITS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     step: _builtins.int
     num_rows: _builtins.int
@@ -522,6 +529,10 @@ class StepReport(_message.Message):
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def prefix_hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrefixHit]:
+        """Of the sequences whose first rows were in this step."""
+
     def __init__(
         self,
         *,
@@ -538,14 +549,39 @@ class StepReport(_message.Message):
         num_pages_kv: _builtins.int = ...,
         num_pages_adapter: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
+        prefix_hits: _abc.Iterable[Global___PrefixHit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digests", b"adapter_digests", "duration", b"duration", "epoch", b"epoch", "finishes", b"finishes", "has_base_rows", b"has_base_rows", "num_decode_rows", b"num_decode_rows", "num_pages_adapter", b"num_pages_adapter", "num_pages_free", b"num_pages_free", "num_pages_kv", b"num_pages_kv", "num_rows", b"num_rows", "prompt_logprobs", b"prompt_logprobs", "step", b"step", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digests", b"adapter_digests", "duration", b"duration", "epoch", b"epoch", "finishes", b"finishes", "has_base_rows", b"has_base_rows", "num_decode_rows", b"num_decode_rows", "num_pages_adapter", b"num_pages_adapter", "num_pages_free", b"num_pages_free", "num_pages_kv", b"num_pages_kv", "num_rows", b"num_rows", "prefix_hits", b"prefix_hits", "prompt_logprobs", b"prompt_logprobs", "step", b"step", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReport: _TypeAlias = StepReport  # noqa: Y015
+
+@_typing.final
+class PrefixHit(_message.Message):
+    """Tokens at the start of a sequence that were found in the cache instead of computed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_ID_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    sequence_id: _builtins.int
+    num_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        sequence_id: _builtins.int = ...,
+        num_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_tokens", b"num_tokens", "sequence_id", b"sequence_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixHit: _TypeAlias = PrefixHit  # noqa: Y015
 
 @_typing.final
 class SequenceFinish(_message.Message):
