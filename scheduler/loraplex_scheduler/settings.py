@@ -41,6 +41,8 @@ class SchedulerSettings(ProcessSettings):
     """Longest queue; one more request is refused QUEUE_FULL."""
     max_inflight_per_tenant: int = Field(default=512, ge=1)
     """Queued and running requests of one tenant; one more is refused TENANT_QUOTA."""
+    policy: Literal["fcfs", "slora", "vllm-skip", "loraplex"] = "loraplex"
+    """Whose turn it is. The others are there for comparison."""
     max_adapters_per_step: int = Field(default=0, ge=0)
     """Distinct adapters in a worker's batch. 0: as many as memory holds."""
     max_step_tokens: int = Field(default=0, ge=0)
@@ -54,6 +56,7 @@ class SchedulerSettings(ProcessSettings):
 
     def core_config(self) -> CoreConfig:
         return CoreConfig(
+            policy=self.policy,
             max_queued_requests=self.max_queued_requests,
             max_inflight_per_tenant=self.max_inflight_per_tenant,
             max_adapters_per_step=self.max_adapters_per_step,

@@ -9,6 +9,8 @@ SECOND_NS = 1_000_000_000
 class CoreConfig:
     """Checked once, at the start."""
 
+    policy: str = "loraplex"
+    """Whose turn it is: one of ``policies.POLICY_NAMES``."""
     max_queued_requests: int = 1024
     """Requests of which no sequence has been admitted yet; one more is refused QUEUE_FULL."""
     max_inflight_per_tenant: int = 512

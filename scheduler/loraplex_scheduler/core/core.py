@@ -17,7 +17,8 @@ from loraplex_scheduler.core.intake import Intake, deadline_exceeded, no_workers
 from loraplex_scheduler.core.invariants import check_all
 from loraplex_scheduler.core.lifecycle import State
 from loraplex_scheduler.core.loader import Loader
-from loraplex_scheduler.core.policy import FirstComeFirstServed, Policy
+from loraplex_scheduler.core.policies import make_policy
+from loraplex_scheduler.core.policy import Policy
 from loraplex_scheduler.core.queue import Queue
 from loraplex_scheduler.core.reports import Reports, WorkerFault, reason_of_max_tokens
 from loraplex_scheduler.core.request import Request
@@ -34,7 +35,7 @@ class SchedulerCore:
     """Owns every request from its acceptance to its terminal, and the books of every worker.
 
     Args:
-        policy: whose turn it is; first come, first served with a bounded overtaking by default.
+        policy: whose turn it is; by default the one that ``config`` names.
     """
 
     def __init__(self, config: CoreConfig, policy: Policy | None = None) -> None:
@@ -73,7 +74,7 @@ class SchedulerCore:
         )
         self._batcher: Final = Batcher(
             config,
-            policy or FirstComeFirstServed(config.max_overtake_ns),
+            policy or make_policy(config.policy, config),
             queue=self._queue,
             workers=self._workers,
             standing=self._standing,
