@@ -18,6 +18,8 @@ class RequestOptions:
     """From acceptance to the last token; past it DeadlineExceeded."""
     queue_timeout_s: float | None = None
     """From acceptance to admission into a batch."""
+    first_token_timeout_s: float | None = None
+    """From acceptance to the first token. Predicted to be missed: ResourceExhausted, SLO_UNATTAINABLE."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

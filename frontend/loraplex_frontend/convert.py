@@ -48,6 +48,8 @@ def link_submit(
         pb.adapters.add(name=part.name, version=part.version, weight=part.weight)
     if request.scheduling.queue_timeout_s is not None:
         pb.queue_timeout.CopyFrom(duration(request.scheduling.queue_timeout_s))
+    if request.scheduling.first_token_timeout_s is not None:
+        pb.first_token_timeout.CopyFrom(duration(request.scheduling.first_token_timeout_s))
     if request.stop.time_limit_s is not None:
         pb.time_limit.CopyFrom(duration(request.stop.time_limit_s))
     return pb

@@ -80,6 +80,7 @@ class Scheduling:
     priority: int
     timeout_s: float | None
     queue_timeout_s: float | None
+    first_token_timeout_s: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,11 +53,16 @@ def check_model(name: str, served: str) -> None:
 def _check_scheduling(pb: generation_pb2.Scheduling, found: Violations, limits: RequestLimits) -> Scheduling:
     found.known_fields_only("scheduling", pb)
     found.in_range("scheduling.priority", pb.priority, -_MAX_ABS_PRIORITY, _MAX_ABS_PRIORITY)
-    seconds: dict[str, float | None] = {"timeout": None, "queue_timeout": None}
+    seconds: dict[str, float | None] = {"timeout": None, "queue_timeout": None, "first_token_timeout": None}
     for name in seconds:
         if pb.HasField(cast(Any, name)):
             seconds[name] = found.duration(f"scheduling.{name}", getattr(pb, name), limits.max_timeout_s)
-    return Scheduling(priority=pb.priority, timeout_s=seconds["timeout"], queue_timeout_s=seconds["queue_timeout"])
+    return Scheduling(
+        priority=pb.priority,
+        timeout_s=seconds["timeout"],
+        queue_timeout_s=seconds["queue_timeout"],
+        first_token_timeout_s=seconds["first_token_timeout"],
+    )
 
 
 def check_stream_options(pb: generation_pb2.StreamOptions) -> Coalescing:

@@ -62,6 +62,7 @@ def submitted_from_pb(pb: frontend_link_pb2.LinkSubmit, frontend_id: str, *, now
         priority=pb.priority,
         deadline_ns=_after(now_ns, pb, "timeout"),
         queue_deadline_ns=_after(now_ns, pb, "queue_timeout"),
+        first_token_deadline_ns=_after(now_ns, pb, "first_token_timeout"),
         time_limit_ns=_after(now_ns, pb, "time_limit"),
     )
 

@@ -309,7 +309,14 @@ async def test_every_sampling_field_reaches_the_wire(client, frontend):
         banned_token_ids=[5],
         time_limit_s=2.5,
     )
-    options = RequestOptions(request_id="r-1", priority=-3, timeout_s=4.0, queue_timeout_s=1.5, labels={"a": "b"})
+    options = RequestOptions(
+        request_id="r-1",
+        priority=-3,
+        timeout_s=4.0,
+        queue_timeout_s=1.5,
+        first_token_timeout_s=0.5,
+        labels={"a": "b"},
+    )
     await client.generate("tokens=1", sampling, options=options)
     [sent] = frontend.submitted
     assert sent.sampling.HasField("temperature")
@@ -329,6 +336,7 @@ async def test_every_sampling_field_reaches_the_wire(client, frontend):
     assert (sent.request_id, sent.scheduling.priority, dict(sent.labels)) == ("r-1", -3, {"a": "b"})
     assert sent.scheduling.timeout.ToMilliseconds() == 4000
     assert sent.scheduling.queue_timeout.ToMilliseconds() == 1500
+    assert sent.scheduling.first_token_timeout.ToMilliseconds() == 500
 
 
 async def test_an_adapter_lives_through_register_get_list_and_unregister(client, frontend, tmp_path):

@@ -74,6 +74,7 @@ async def test_everything_of_a_request_reaches_the_scheduler(service):
     request.output.top_logprobs, request.output.prompt_logprobs = 4, 5
     request.scheduling.priority = -7
     request.scheduling.queue_timeout.seconds = 2
+    request.scheduling.first_token_timeout.seconds = 4
     request.scheduling.timeout.seconds = 8
     call, up = await submitted(service, request)
     call.cancel()
@@ -90,7 +91,7 @@ async def test_everything_of_a_request_reaches_the_scheduler(service):
     assert (sampling.seed, sampling.top_logprobs, sampling.prompt_logprobs) == (99, 4, 5)
     assert list(token_bytes.unpack(up.stop.stop_token_ids_le32)) == [EOS_ID, 19, 20]
     assert (up.stop.max_tokens, up.stop.min_tokens) == (9, 2)
-    assert (up.time_limit.seconds, up.queue_timeout.seconds) == (3, 2)
+    assert (up.time_limit.seconds, up.queue_timeout.seconds, up.first_token_timeout.seconds) == (3, 2, 4)
     assert 7 < up.timeout.ToNanoseconds() / 1e9 <= 8
 
 

@@ -141,6 +141,8 @@ def scheduling_to_pb(options: RequestOptions) -> generation_pb2.Scheduling:
         pb.timeout.CopyFrom(duration("timeout_s", options.timeout_s))
     if options.queue_timeout_s is not None:
         pb.queue_timeout.CopyFrom(duration("queue_timeout_s", options.queue_timeout_s))
+    if options.first_token_timeout_s is not None:
+        pb.first_token_timeout.CopyFrom(duration("first_token_timeout_s", options.first_token_timeout_s))
     return pb
 
 

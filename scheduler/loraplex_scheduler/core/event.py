@@ -56,6 +56,8 @@ class Submitted:
     """Past it the request ends DEADLINE_EXCEEDED."""
     queue_deadline_ns: int | None = None
     """The same, for sequences that have not been admitted by then."""
+    first_token_deadline_ns: int | None = None
+    """The caller's service level: sequences that cannot begin by then are refused, or ended while they wait."""
     time_limit_ns: int | None = None
     """Past it the request ends OK with what it has."""
 
