@@ -169,6 +169,7 @@ def _usage(usage: Usage) -> generation_pb2.Usage:
     return generation_pb2.Usage(
         num_prompt_tokens=usage.num_prompt_tokens,
         num_output_tokens=usage.num_output_tokens,
+        num_cached_tokens=usage.num_cached_tokens,
         num_recomputed_tokens=usage.num_recomputed_tokens,
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from pydantic_settings import CliImplicitFlag
 
 from loraplex_contract.settings import ProcessSettings
 from loraplex_scheduler.core.config import CoreConfig
@@ -54,6 +55,10 @@ class SchedulerSettings(ProcessSettings):
     adapter_load_timeout_s: float = Field(default=60.0, gt=0)
     """A worker gives up loading an adapter after this."""
 
+    share_base_prefixes: CliImplicitFlag[bool] = False
+    """Let tenants share the prefix cache for requests without adapters. How fast an answer begins then tells a tenant
+    whether somebody has sent the same beginning before."""
+
     def core_config(self) -> CoreConfig:
         return CoreConfig(
             policy=self.policy,
@@ -64,6 +69,8 @@ class SchedulerSettings(ProcessSettings):
             max_overtake_ns=int(self.max_overtake_s * NS_PER_S),
             no_worker_grace_ns=int(self.no_worker_grace_s * NS_PER_S),
             load_timeout_ns=int(self.adapter_load_timeout_s * NS_PER_S),
+            prefix_secret=secrets.token_bytes(32),
+            share_base_prefixes=self.share_base_prefixes,
             seed_salt=secrets.randbits(64),
         )
 

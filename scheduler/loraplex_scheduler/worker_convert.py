@@ -62,6 +62,9 @@ def report_from_pb(report: worker_link_pb2.StepReport, worker_id: str) -> events
         adapter_digests=frozenset(report.adapter_digests),
         has_base_rows=report.has_base_rows,
         duration_ns=report.duration.ToNanoseconds(),
+        prefix_hits=tuple(
+            events.PrefixHit(sequence_id=hit.sequence_id, num_tokens=hit.num_tokens) for hit in report.prefix_hits
+        ),
     )
 
 
@@ -156,6 +159,7 @@ def admit_to_pb(command: commands.Admit) -> worker_link_pb2.Admit:
             min_tokens=command.min_tokens,
         ),
         grant_tokens=command.grant_tokens,
+        prefix_namespace=command.prefix_namespace,
     )
 
 

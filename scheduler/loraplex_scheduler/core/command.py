@@ -39,6 +39,8 @@ class Admit:
     min_tokens: int
     grant_tokens: int
     """As in Grant."""
+    prefix_namespace: bytes = b""
+    """Which sequences may share prefixes with it, see ``prefix_namespace``. Empty: none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,10 @@ class CoreConfig:
     """How long requests wait for a worker while none is connected."""
     max_worker_losses: int = 3
     """Workers that may be lost under one request before it is taken for the cause."""
+    prefix_secret: bytes = b""
+    """Keys the namespaces of the workers' prefix caches. The shell draws one at each start. Empty: no prefix is kept."""
+    share_base_prefixes: bool = False
+    """Whether tenants share what the base model computes without adapters."""
     seed_salt: int = 0
     """Mixed into the seeds of requests that bring none. The shell draws one at each start."""
 

@@ -155,6 +155,14 @@ class PromptLogprobs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixHit:
+    """Leading tokens of a sequence, of prompt and emitted output, that the worker did not have to compute."""
+
+    sequence_id: int
+    num_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepReported:
     """What one step of a worker did. Emissions are applied first, then finishes."""
 
@@ -169,6 +177,8 @@ class StepReported:
     adapter_digests: frozenset[str] = frozenset()
     has_base_rows: bool = False
     duration_ns: int = 0
+    prefix_hits: tuple[PrefixHit, ...] = ()
+    """Of sequences whose first rows were in this step."""
 
 
 class WorkerAdapterState(enum.Enum):

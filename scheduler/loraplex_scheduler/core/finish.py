@@ -20,8 +20,10 @@ class FinishReason(enum.Enum):
 class Usage:
     num_prompt_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int
+    """Of the prompt, taken from a worker's prefix cache at the first admission."""
     num_recomputed_tokens: int
-    """Prompt and output tokens given to a worker again, after a preemption or the loss of a worker."""
+    """Prompt and output tokens computed again, after a preemption or the loss of a worker."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

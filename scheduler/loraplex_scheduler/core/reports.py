@@ -6,7 +6,14 @@ from typing import Final
 from loraplex_contract.errors import Internal
 from loraplex_scheduler.core.command import Command, PromptLogprobsReady, Tokens
 from loraplex_scheduler.core.endings import Endings
-from loraplex_scheduler.core.event import Emission, PromptLogprobs, SequenceFinish, StepReported, WorkerFinish
+from loraplex_scheduler.core.event import (
+    Emission,
+    PrefixHit,
+    PromptLogprobs,
+    SequenceFinish,
+    StepReported,
+    WorkerFinish,
+)
 from loraplex_scheduler.core.finish import FinishReason
 from loraplex_scheduler.core.request import Sequence
 from loraplex_scheduler.core.standing import Standing
@@ -41,6 +48,8 @@ class Reports:
             WorkerFault: what came before it in the report has been applied.
         """
         worker.count_step(report)
+        for hit in report.prefix_hits:
+            self._take_prefix_hit(worker, hit)
         for entry in report.prompt_logprobs:
             self._take_prompt_logprobs(worker, entry)
         touched = []
@@ -98,6 +107,15 @@ class Reports:
                 raise WorkerFault(f"ended at max_tokens={sequence.max_tokens} after {sequence.num_output} tokens")
             reason = reason_of_max_tokens(sequence)
         self._endings.finish(sequence, reason, now_ns=now_ns, stop_token_id=finish.stop_token_id, is_worker_done=True)
+
+    def _take_prefix_hit(self, worker: Worker, hit: PrefixHit) -> None:
+        sequence = worker.sequences.get(hit.sequence_id)
+        if sequence is None:
+            return
+        # The last token is always computed, and none has been emitted by this admission yet.
+        if not 0 < hit.num_tokens < len(sequence.request.prompt_ids) + sequence.num_output:
+            raise WorkerFault(f"a prefix of {hit.num_tokens} tokens was found, the sequence has no more than that")
+        sequence.take_prefix_hit(hit.num_tokens)
 
     def _take_prompt_logprobs(self, worker: Worker, entry: PromptLogprobs) -> None:
         sequence = worker.sequences.get(entry.sequence_id)

@@ -24,6 +24,7 @@ class Sequence:
         "index",
         "is_overdue",
         "load_ns",
+        "num_cached",
         "num_recomputed",
         "queued_ns",
         "request",
@@ -55,6 +56,7 @@ class Sequence:
         """First admission."""
         self.first_token_ns: int | None = None
         self.load_ns = 0
+        self.num_cached = 0
         self.num_recomputed = 0
 
     def __repr__(self) -> str:
@@ -75,10 +77,19 @@ class Sequence:
     def sampling(self) -> Sampling:
         return self.request.sampling_of(self.index)
 
+    def take_prefix_hit(self, num_tokens: int) -> None:
+        """The present admission did not have to compute its first ``num_tokens`` tokens."""
+        if self.num_recomputed:
+            # At least the last token is computed, whatever a worker says.
+            self.num_recomputed = max(1, self.num_recomputed - num_tokens)
+        else:
+            self.num_cached = num_tokens
+
     def usage(self, num_output_tokens: int | None = None) -> Usage:
         return Usage(
             num_prompt_tokens=len(self.request.prompt_ids),
             num_output_tokens=self.num_output if num_output_tokens is None else num_output_tokens,
+            num_cached_tokens=self.num_cached,
             num_recomputed_tokens=self.num_recomputed,
         )
 

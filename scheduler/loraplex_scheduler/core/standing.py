@@ -6,6 +6,7 @@ from typing import Final
 from loraplex_scheduler.core.command import Admit, Command, Grant, Retire
 from loraplex_scheduler.core.config import CoreConfig
 from loraplex_scheduler.core.lifecycle import State, Transition
+from loraplex_scheduler.core.prefix_namespace import prefix_namespace
 from loraplex_scheduler.core.queue import Queue
 from loraplex_scheduler.core.request import Sequence
 from loraplex_scheduler.core.worker import Worker
@@ -43,7 +44,8 @@ class Standing:
         worker.ledger.grow_kv(sequence.sequence_id, worker.kv_pages_for(sequence, sequence.grant_tokens))
         worker.sequences[sequence.sequence_id] = sequence
         self._note_admission(sequence, worker, now_ns=now_ns)
-        self._emit(_admit(sequence, worker))
+        namespace = prefix_namespace(self._config, request.tenant, is_base=not request.digests)
+        self._emit(_admit(sequence, worker, namespace))
 
     def _note_admission(self, sequence: Sequence, worker: Worker, *, now_ns: int) -> None:
         if sequence.admitted_ns is not None:
@@ -133,7 +135,7 @@ class Standing:
         self._queue.add(sequence)
 
 
-def _admit(sequence: Sequence, worker: Worker) -> Admit:
+def _admit(sequence: Sequence, worker: Worker, namespace: bytes) -> Admit:
     request = sequence.request
     return Admit(
         worker_id=worker.worker_id,
@@ -147,4 +149,5 @@ def _admit(sequence: Sequence, worker: Worker) -> Admit:
         max_tokens=sequence.max_tokens,
         min_tokens=request.min_tokens,
         grant_tokens=sequence.grant_tokens,
+        prefix_namespace=namespace,
     )
