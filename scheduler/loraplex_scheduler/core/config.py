@@ -41,7 +41,7 @@ class CoreConfig:
     max_worker_losses: int = 3
     """Workers that may be lost under one request before it is taken for the cause."""
     prefix_secret: bytes = b""
-    """Keys the namespaces of the workers' prefix caches. The shell draws one at each start. Empty: no prefix is kept."""
+    """Keys the namespaces of the prefix caches. The shell draws one at each start. Empty: no prefix is kept."""
     share_base_prefixes: bool = False
     """Whether tenants share what the base model computes without adapters."""
     seed_salt: int = 0
