@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias
 
 import structlog
@@ -33,6 +33,18 @@ class WorkerPeer(Protocol):
     def fence(self, cause: str) -> None: ...
 
 
+class TurnObserver(Protocol):
+    """Counts what happens; changes nothing."""
+
+    def on_turn(
+        self, turn: Sequence[Event], batch: Sequence[commands.Command], *, now_ns: int, duration_ns: int
+    ) -> None: ...
+
+    def on_statistics(self, statistics: CoreStatistics) -> None: ...
+
+    def on_worker_gone(self, cause: str) -> None: ...
+
+
 class Dispatcher:
     """Peers register themselves; ``run`` must run while they are served."""
 
@@ -47,6 +59,7 @@ class Dispatcher:
         self._checked_ns = clock()
         self.on_gone: Callable[[str, str], None] = lambda tenant, name: None
         """Called with each name whose unregistration is complete."""
+        self.observer: TurnObserver | None = None
 
     @property
     def now_ns(self) -> int:
@@ -72,14 +85,24 @@ class Dispatcher:
     def add_worker(self, worker_id: str, epoch: int, peer: WorkerPeer) -> None:
         self._workers[worker_id, epoch] = peer
 
-    def drop_worker(self, worker_id: str, epoch: int) -> None:
+    def drop_worker(self, worker_id: str, epoch: int, *, cause: str) -> None:
+        """``cause``: LEFT, STREAM_ENDED or the reason of the error that ended the stream."""
         del self._workers[worker_id, epoch]
+        if self.observer is not None:
+            self.observer.on_worker_gone(cause)
+
+    @property
+    def num_frontends(self) -> int:
+        return len(self._frontends)
 
     def has_request(self, key: RequestKey) -> bool:
         return self._core.has_request(key)
 
     def statistics(self) -> CoreStatistics:
-        return self._core.statistics()
+        statistics = self._core.statistics()
+        if self.observer is not None:
+            self.observer.on_statistics(statistics)
+        return statistics
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -127,7 +150,9 @@ class Dispatcher:
         self._turn += 1
         to_frontends: dict[str, list[FrontendCommand]] = {}
         to_workers: dict[tuple[str, int], list[commands.WorkerCommand]] = {}
-        for command in self._core.handle_all(events, now_ns=self._clock()):
+        now_ns = self._clock()
+        batch = self._core.handle_all(events, now_ns=now_ns)
+        for command in batch:
             match command:
                 case commands.CancelAnswered():
                     to_frontends.setdefault(command.frontend_id, []).append(command)
@@ -149,6 +174,8 @@ class Dispatcher:
                 case _:
                     to_frontends.setdefault(command.key.frontend_id, []).append(command)
         self._send(to_frontends.items(), to_workers.items())
+        if self.observer is not None:
+            self.observer.on_turn(events, batch, now_ns=now_ns, duration_ns=self._clock() - now_ns)
 
     def _send(
         self,

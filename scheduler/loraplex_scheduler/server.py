@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -14,9 +15,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from loraplex.worker.v1 import frontend_link_pb2_grpc, registry_pb2_grpc, worker_link_pb2_grpc
 from loraplex_contract.channel import SERVER_OPTIONS
 from loraplex_contract.interceptor import ErrorInterceptor
+from loraplex_contract.metrics import Family
+from loraplex_contract.metrics_endpoint import metrics_served
 from loraplex_scheduler.adapters import Adapters
 from loraplex_scheduler.core.core import SchedulerCore
 from loraplex_scheduler.dispatch import Dispatcher
+from loraplex_scheduler.metrics_observer import MetricsObserver
 from loraplex_scheduler.model_agreement import ModelAgreement
 from loraplex_scheduler.registry import Registry
 from loraplex_scheduler.registry_service import RegistryService
@@ -40,19 +44,42 @@ async def serve(settings: SchedulerSettings) -> None:
         term = await registry.begin_term()
         dispatcher = Dispatcher(SchedulerCore(settings.core_config()))
         adapters = Adapters(registry, dispatcher)
-        with contextlib.suppress(_Stopped):
+        with contextlib.suppress(_Stopped), _metrics(settings, dispatcher, term) as metrics:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(dispatcher.run(), name="dispatcher")
                     tasks.create_task(adapters.run(), name="adapters")
                     await adapters.restore()
-                    await _serve_until(stop, settings, dispatcher, adapters, term)
+                    await _serve_until(stop, settings, dispatcher, adapters, term, metrics)
             except* _Stopped:
                 pass
 
 
+@contextlib.contextmanager
+def _metrics(settings: SchedulerSettings, dispatcher: Dispatcher, term: int) -> Iterator[str]:
+    """The address of the metrics; "" where they are off, and nothing is counted."""
+    if not settings.metrics_listen:
+        yield ""
+        return
+    observer = MetricsObserver(
+        model_name=settings.model_name, term=term, max_adapters_per_step=settings.max_adapters_per_step
+    )
+    dispatcher.observer = observer
+
+    def collect() -> list[Family]:
+        return observer.collect(dispatcher.statistics(), num_frontends=dispatcher.num_frontends)
+
+    with metrics_served(settings.metrics_listen, collect, process="scheduler", name="scheduler") as address:
+        yield address
+
+
 async def _serve_until(
-    stop: asyncio.Event, settings: SchedulerSettings, dispatcher: Dispatcher, adapters: Adapters, term: int
+    stop: asyncio.Event,
+    settings: SchedulerSettings,
+    dispatcher: Dispatcher,
+    adapters: Adapters,
+    term: int,
+    metrics: str,
 ) -> None:
     """Stop listening, let streams end within the grace, then end everything."""
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
@@ -68,9 +95,9 @@ async def _serve_until(
     await server.start()
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     address = f"{settings.listen.rpartition(':')[0]}:{port}"
-    _log.info("scheduler_listening", listen=address, term=term)
+    _log.info("scheduler_listening", listen=address, metrics=metrics, term=term)
     if settings.port_file is not None:
-        write_port_file(settings.port_file, address)
+        write_port_file(settings.port_file, {"listen": address, "metrics": metrics})
     await stop.wait()
     _log.info("scheduler_stopping")
     await healthy.enter_graceful_shutdown()
@@ -78,8 +105,8 @@ async def _serve_until(
     raise _Stopped
 
 
-def write_port_file(path: Path, address: str) -> None:
+def write_port_file(path: Path, addresses: dict[str, str]) -> None:
     """Atomically, so that a reader sees all of it or nothing."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(json.dumps({"listen": address}))
+    staging.write_text(json.dumps({name: address for name, address in addresses.items() if address}))
     staging.replace(path)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from pydantic_settings import CliImplicitFlag
 
+from loraplex_contract.metrics_address import MetricsListen
 from loraplex_contract.settings import ProcessSettings
 from loraplex_scheduler.core.config import CoreConfig
 
@@ -28,6 +29,10 @@ class SchedulerSettings(ProcessSettings):
     """Written as JSON once the address is bound."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe lines that are written."""
+    metrics_listen: MetricsListen = ""
+    """Address of /metrics: plain HTTP, without credentials, with adapters' names. Port 0: any free one. Empty: none."""
+    model_name: str = "base"
+    """What the metrics call the model."""
     heartbeat_s: float = Field(default=1.0, gt=0, le=60)
     """How often peers hear from the scheduler, and workers report."""
     lease_ttl_s: float = Field(default=5.0, gt=0, le=600)

@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 
 from loraplex.worker.v1 import worker_link_pb2
-from loraplex_contract.errors import Aborted, FailedPrecondition, InvalidArgument
+from loraplex_contract.errors import Aborted, FailedPrecondition, InvalidArgument, LoraplexError
 from loraplex_scheduler.core.command import WorkerCommand
 from loraplex_scheduler.core.event import WorkerConnected, WorkerLost
 from loraplex_scheduler.dispatch import Dispatcher
@@ -55,6 +55,7 @@ class WorkerSession:
         self._heard_ns = dispatcher.now_ns
         self._stalled_s = 0.0
         self._fenced: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._end_cause = "STREAM_ENDED"
 
     def send(self, batch: list[WorkerCommand]) -> None:
         self._outbox.put(deltas_to_pb(batch, self._info.epoch))
@@ -78,10 +79,13 @@ class WorkerSession:
                 tasks.create_task(self._heed_fence(), name=f"worker {worker_id} fence")
         except* _PeerGone:
             pass
+        except* LoraplexError as group:
+            self._end_cause = _first(group).reason
+            raise
         finally:
-            self._dispatcher.drop_worker(worker_id, epoch)
+            self._dispatcher.drop_worker(worker_id, epoch, cause=self._end_cause)
             await asyncio.shield(self._dispatcher.post(WorkerLost(worker_id=worker_id, epoch=epoch)))
-            _log.info("worker_gone", worker_id=worker_id, epoch=epoch)
+            _log.info("worker_gone", worker_id=worker_id, epoch=epoch, cause=self._end_cause)
 
     def _registered(self) -> worker_link_pb2.ServeResponse:
         registered = worker_link_pb2.Registered(epoch=self._info.epoch)
@@ -102,6 +106,7 @@ class WorkerSession:
                 case "refused":
                     await self._dispatcher.post(refused_from_pb(request.refused, self._info.worker_id))
                 case "leave":
+                    self._end_cause = "LEFT"
                     break
                 case _:
                     raise InvalidArgument("a worker registers once per stream", reason="PROTOCOL_VIOLATION")
@@ -129,3 +134,8 @@ class WorkerSession:
 
     async def _heed_fence(self) -> None:
         raise Aborted(f"fenced: {await self._fenced}", reason="FENCED")
+
+
+def _first(group: BaseExceptionGroup[LoraplexError]) -> LoraplexError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
