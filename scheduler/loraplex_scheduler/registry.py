@@ -5,174 +5,285 @@ database by URL. Everything runs on one thread of the registry's own: one writer
 """
 
 import asyncio
-import base64
-import binascii
 import concurrent.futures
-import dataclasses
-import enum
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.event import listen
 
-from loraplex_contract.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from loraplex_contract.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from loraplex_scheduler import registry_garbage, registry_pages, registry_requests
+from loraplex_scheduler.registry_entry import (
+    Claim,
+    EntryChange,
+    EntryState,
+    NewVersion,
+    Page,
+    RegistryEntry,
+    RequestIdentity,
+)
+from loraplex_scheduler.registry_tables import (
+    ADAPTERS,
+    COUNTERS,
+    LABELS,
+    TERMS,
+    VERSIONS,
+    insert_labels,
+    prepare,
+    where,
+)
 
 T = TypeVar("T")
-MAX_PAGE_SIZE = 1000
-DEFAULT_PAGE_SIZE = 50
-
-_metadata = sa.MetaData()
-_adapters = sa.Table(
-    "adapters",
-    _metadata,
-    sa.Column("tenant", sa.String(128), primary_key=True),
-    sa.Column("name", sa.String(63), primary_key=True),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("labels", sa.Text, nullable=False),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-    sa.Column("created_ns", sa.BigInteger, nullable=False),
-    sa.Column("updated_ns", sa.BigInteger, nullable=False),
-)
-_versions = sa.Table(
-    "versions",
-    _metadata,
-    sa.Column("tenant", sa.String(128), primary_key=True),
-    sa.Column("name", sa.String(63), primary_key=True),
-    sa.Column("number", sa.BigInteger, primary_key=True),
-    sa.Column("digest", sa.String(64), nullable=False, index=True),
-    sa.Column("num_bytes", sa.BigInteger, nullable=False),
-    sa.Column("num_parameters", sa.BigInteger, nullable=False),
-    sa.Column("report", sa.Text, nullable=False),
-    sa.Column("created_ns", sa.BigInteger, nullable=False),
-)
-_terms = sa.Table("terms", _metadata, sa.Column("term", sa.BigInteger, primary_key=True))
-
-
-class EntryState(enum.Enum):
-    READY = "READY"
-    DRAINING = "DRAINING"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RegisteredVersion:
-    """One artifact that a name points at, or has pointed at."""
-
-    number: int
-    digest: str
-    num_bytes: int
-    """Of the artifact in the store."""
-    num_parameters: int
-    report_json: str
-    """Opaque here: written and read by frontends."""
-    created_ns: int
-    """Wall clock, since 1970."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryEntry:
-    tenant: str
-    name: str
-    state: EntryState
-    versions: tuple[RegisteredVersion, ...]
-    """Oldest first; the last is current. Never empty."""
-    labels: Mapping[str, str]
-    revision: int
-    """Grows with every change of the entry."""
-    created_ns: int
-    updated_ns: int
-
-    @property
-    def current(self) -> RegisteredVersion:
-        return self.versions[-1]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NewVersion:
-    """What a frontend commits."""
-
-    tenant: str
-    name: str
-    digest: str
-    num_bytes: int
-    num_parameters: int
-    report_json: str
-    labels: Mapping[str, str]
-    allow_update: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    entries: tuple[RegistryEntry, ...]
-    next_page_token: str
-    """Empty: this was the last."""
+_LEAST_REVISIONS: Final = 8
+_REVISION_BLOCK: Final = 10_000
+"""Revisions are reserved on disk in blocks: none is given twice, also those of changes that are not written."""
 
 
 class Registry:
-    """Use as an async context manager; every method is durable when it returns."""
+    """Use as an async context manager; every change is durable when its method returns.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        clock: the wall clock in nanoseconds since 1970.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], int] = time.time_ns) -> None:
         self._engine = sa.create_engine(url)
+        self._clock = clock
         if self._engine.dialect.name == "sqlite":
             listen(self._engine, "connect", _make_durable)
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry")
+        self.revision = 0
+        """Of the last change, of whatever kind."""
+        self._reserved_revision = 0
+        self._is_ready = False
 
     async def __aenter__(self) -> "Registry":
-        await self._run(lambda connection: _metadata.create_all(connection))
+        await self._run(prepare)
+        await self._run(self._start_revisions)
+        self._is_ready = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
         self._thread.shutdown()
 
+    @property
+    def now_ns(self) -> int:
+        return self._clock()
+
     async def begin_term(self) -> int:
         """A number larger than any scheduler on this registry had before: what epochs are counted from."""
         return await self._run(_begin_term)
+
+    async def next_revision(self) -> int:
+        """For a change that is not written, such as the progress of a registration."""
+        return await self._run(self._next_revision)
 
     async def commit(self, version: NewVersion) -> RegistryEntry:
         """Point a name at a version. Idempotent for the digest that is current.
 
         Raises:
-            AlreadyExists: the name has another digest and ``allow_update`` is not set (ADAPTER_EXISTS).
+            AlreadyExists: the name has another digest and ``allow_update`` is not set (ADAPTER_EXISTS), or the request
+                id belongs to another request (REQUEST_ID_REUSED).
             FailedPrecondition: the name is being unregistered (ADAPTER_DRAINING).
+            NotFound: ``must_exist``, and it does not.
+            Aborted: the revision is not the expected one (ETAG_MISMATCH), or the bytes may be gone (STORE_CHANGED).
         """
-        return await self._run(lambda connection: _commit(connection, version))
+        return await self._run(lambda connection: self._commit(connection, version))
+
+    async def change(self, change: EntryChange) -> RegistryEntry:
+        """Raises NotFound, FailedPrecondition and Aborted as ``commit``."""
+        return await self._run(lambda connection: self._change(connection, change))
 
     async def get(self, tenant: str, name: str) -> RegistryEntry:
         """Raises NotFound (ADAPTER_NOT_FOUND)."""
-        return await self._run(lambda connection: _get(connection, tenant, name))
+        return await self._run(lambda connection: registry_pages.get(connection, tenant, name))
+
+    async def find(self, tenant: str, name: str) -> RegistryEntry | None:
+        return await self._run(lambda connection: registry_pages.find(connection, tenant, name))
 
     async def list_page(
-        self, tenant: str, *, page_size: int, page_token: str, name_prefix: str, states: Sequence[EntryState]
+        self,
+        tenant: str,
+        *,
+        page_size: int,
+        page_token: str,
+        name_prefix: str,
+        states: Sequence[EntryState],
+        labels: Mapping[str, str] | None = None,
     ) -> Page:
-        """By name. Raises InvalidArgument for a bad page size or token."""
+        """By name, without reports. Raises InvalidArgument for a bad page size or token."""
+        size, after = registry_pages.checked_page_size(page_size), registry_pages.decode_token(page_token)
         return await self._run(
-            lambda connection: _list_page(connection, tenant, page_size, page_token, name_prefix, list(states))
+            lambda connection: registry_pages.list_page(
+                connection,
+                tenant,
+                page_size=size,
+                after=after,
+                name_prefix=name_prefix,
+                states=states,
+                labels=labels or {},
+            )
         )
 
-    async def start_draining(self, tenant: str, name: str) -> RegistryEntry:
-        """Idempotent. Raises NotFound (ADAPTER_NOT_FOUND)."""
-        return await self._run(lambda connection: _start_draining(connection, tenant, name))
+    async def start_draining(
+        self, tenant: str, name: str, *, expected_revision: int = 0, identity: RequestIdentity | None = None
+    ) -> RegistryEntry:
+        """Idempotent. Raises NotFound (ADAPTER_NOT_FOUND) and Aborted (ETAG_MISMATCH)."""
+        return await self._run(
+            lambda connection: self._start_draining(connection, tenant, name, expected_revision, identity)
+        )
 
     async def delete(self, tenant: str, name: str) -> list[str]:
-        """Forget a name that is draining; returns the digests that no name points at any more.
+        """Forget a name that is draining; returns the digests that no name points at any more, which become garbage.
 
         A name that is gone, or registered anew since, stays as it is: the answer to an unregistration may come twice.
         """
         return await self._run(lambda connection: _delete(connection, tenant, name))
 
-    async def load_all(self) -> list[RegistryEntry]:
-        """Everything, for a scheduler that starts."""
-        return await self._run(_load_all)
+    async def is_done(self, tenant: str, identity: RequestIdentity | None) -> bool:
+        """Whether this very request has succeeded. Raises AlreadyExists (REQUEST_ID_REUSED)."""
+        now_ns = self._clock()
+        return await self._run(
+            lambda connection: registry_requests.is_done(connection, tenant, identity, now_ns=now_ns)
+        )
+
+    async def store_sequence(self) -> int:
+        """Of the last claim on garbage; see ``registry_garbage``."""
+        return await self._run(registry_garbage.store_sequence)
+
+    async def claim_garbage(self, digests: Collection[str] = ()) -> Claim:
+        """The right to delete these, or any, as far as nobody else has it."""
+        now_ns = self._clock()
+        return await self._run(lambda connection: registry_garbage.claim(connection, digests, now_ns=now_ns))
+
+    async def confirm_deleted(self, claim: int, digests: Collection[str]) -> None:
+        await self._run(lambda connection: registry_garbage.confirm(connection, claim, digests))
+
+    async def expiring(self) -> list[tuple[int, str, str]]:
+        """The next names to expire: (when in wall clock ns, tenant, name), soonest first."""
+        return await self._run(_expiring)
+
+    async def load_all(self, tenant: str | None = None) -> list[RegistryEntry]:
+        """Everything, without reports: for a scheduler that starts, or for a watch of one tenant."""
+        return await self._run(lambda connection: registry_pages.load_all(connection, tenant))
 
     async def _run(self, work: Callable[[sa.Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work)
 
     def _transaction(self, work: Callable[[sa.Connection], T]) -> T:
+        if self._is_ready and self._reserved_revision - self.revision < _LEAST_REVISIONS:
+            self._reserve_revisions()
         with self._engine.begin() as connection:
             return work(connection)
+
+    # --- on the registry's thread ---
+
+    def _start_revisions(self, connection: sa.Connection) -> None:
+        reserved = connection.execute(sa.select(COUNTERS.c.value).where(COUNTERS.c.name == "revision")).scalar()
+        written = connection.execute(sa.select(sa.func.max(ADAPTERS.c.revision))).scalar()
+        # Never 0, which asks a watch for the list.
+        self.revision = self._reserved_revision = max(reserved or 1, written or 1)
+
+    def _next_revision(self, _: sa.Connection | None = None) -> int:
+        self.revision += 1
+        assert self.revision <= self._reserved_revision, "one transaction took more revisions than are kept ready"
+        return self.revision
+
+    def _reserve_revisions(self) -> None:
+        """In a transaction of its own: what follows may be rolled back, its revision stays given."""
+        reserved = self.revision + _REVISION_BLOCK
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(COUNTERS).where(COUNTERS.c.name == "revision"))
+            connection.execute(sa.insert(COUNTERS).values(name="revision", value=reserved))
+        self._reserved_revision = reserved
+
+    def _commit(self, connection: sa.Connection, new: NewVersion) -> RegistryEntry:
+        now_ns = self._clock()
+        existing = registry_pages.find(connection, new.tenant, new.name)
+        if registry_requests.is_done(connection, new.tenant, new.identity, now_ns=now_ns):
+            return existing or registry_pages.get(connection, new.tenant, new.name)
+        _check_may_commit(existing, new)
+        if new.store_sequence is not None:
+            registry_garbage.check_commit(connection, new.digest, new.store_sequence)
+        if existing is None:
+            self._insert_entry(connection, new, now_ns)
+        elif existing.current.digest == new.digest and not new.must_exist:
+            registry_requests.remember(connection, new.tenant, new.name, new.identity, now_ns=now_ns)
+            return existing
+        else:
+            self._write_fields(connection, new.tenant, new.name, new, now_ns)
+        if existing is None or existing.current.digest != new.digest:
+            number = existing.current.number + 1 if existing else 1
+            connection.execute(sa.insert(VERSIONS).values(_version_row(new, number, now_ns)))
+            registry_garbage.rescue(connection, new.digest)
+        registry_requests.remember(connection, new.tenant, new.name, new.identity, now_ns=now_ns)
+        return registry_pages.get(connection, new.tenant, new.name)
+
+    def _insert_entry(self, connection: sa.Connection, new: NewVersion, now_ns: int) -> None:
+        row = {
+            "tenant": new.tenant,
+            "name": new.name,
+            "state": EntryState.READY.value,
+            "labels": json.dumps(dict(new.labels)),
+            "revision": self._next_revision(),
+            "created_ns": now_ns,
+            "updated_ns": now_ns,
+            "description": new.description,
+            "expires_ns": new.expires_ns,
+        }
+        connection.execute(sa.insert(ADAPTERS).values(row))
+        insert_labels(connection, new.tenant, new.name, dict(new.labels))
+
+    def _write_fields(
+        self, connection: sa.Connection, tenant: str, name: str, change: NewVersion | EntryChange, now_ns: int
+    ) -> None:
+        values: dict[str, object] = {"updated_ns": now_ns, "revision": self._next_revision()}
+        if "labels" in change.fields:
+            values["labels"] = json.dumps(dict(change.labels))
+            connection.execute(sa.delete(LABELS).where(where(LABELS, tenant, name)))
+            insert_labels(connection, tenant, name, dict(change.labels))
+        if "description" in change.fields:
+            values["description"] = change.description
+        if "expire_time" in change.fields:
+            values["expires_ns"] = change.expires_ns
+        connection.execute(sa.update(ADAPTERS).where(where(ADAPTERS, tenant, name)).values(values))
+
+    def _change(self, connection: sa.Connection, change: EntryChange) -> RegistryEntry:
+        now_ns = self._clock()
+        entry = registry_pages.get(connection, change.tenant, change.name)
+        if registry_requests.is_done(connection, change.tenant, change.identity, now_ns=now_ns):
+            return entry
+        _check_is_ready(entry)
+        _check_revision(entry, change.expected_revision)
+        self._write_fields(connection, change.tenant, change.name, change, now_ns)
+        registry_requests.remember(connection, change.tenant, change.name, change.identity, now_ns=now_ns)
+        return registry_pages.get(connection, change.tenant, change.name)
+
+    def _start_draining(
+        self,
+        connection: sa.Connection,
+        tenant: str,
+        name: str,
+        expected_revision: int,
+        identity: RequestIdentity | None,
+    ) -> RegistryEntry:
+        now_ns = self._clock()
+        entry = registry_pages.get(connection, tenant, name)
+        if entry.state is EntryState.DRAINING:
+            return entry
+        _check_revision(entry, expected_revision)
+        changed = {
+            "state": EntryState.DRAINING.value,
+            "revision": self._next_revision(),
+            "updated_ns": now_ns,
+        }
+        connection.execute(sa.update(ADAPTERS).where(where(ADAPTERS, tenant, name)).values(changed))
+        registry_requests.remember(connection, tenant, name, identity, now_ns=now_ns)
+        return registry_pages.get(connection, tenant, name)
 
 
 def _make_durable(connection: Any, _: object) -> None:
@@ -182,36 +293,34 @@ def _make_durable(connection: Any, _: object) -> None:
 
 
 def _begin_term(connection: sa.Connection) -> int:
-    last = connection.execute(sa.select(sa.func.max(_terms.c.term))).scalar() or 0
-    connection.execute(sa.delete(_terms))
-    connection.execute(sa.insert(_terms).values(term=last + 1))
+    last = connection.execute(sa.select(sa.func.max(TERMS.c.term))).scalar() or 0
+    connection.execute(sa.delete(TERMS))
+    connection.execute(sa.insert(TERMS).values(term=last + 1))
     return int(last) + 1
 
 
-def _where(table: sa.Table, tenant: str, name: str) -> sa.ColumnElement[bool]:
-    return sa.and_(table.c.tenant == tenant, table.c.name == name)
-
-
-def _commit(connection: sa.Connection, new: NewVersion) -> RegistryEntry:
-    now_ns = time.time_ns()
-    existing = _find(connection, new.tenant, new.name)
+def _check_may_commit(existing: RegistryEntry | None, new: NewVersion) -> None:
     if existing is None:
-        row = {"tenant": new.tenant, "name": new.name, "state": EntryState.READY.value, "revision": 1}
-        row |= {"labels": json.dumps(dict(new.labels)), "created_ns": now_ns, "updated_ns": now_ns}
-        connection.execute(sa.insert(_adapters).values(row))
-    elif existing.state is EntryState.DRAINING:
-        message = f"adapter {new.name!r} is being unregistered; wait until it is gone, or take another name"
-        raise FailedPrecondition(message, reason="ADAPTER_DRAINING", metadata={"adapter": new.name})
-    elif existing.current.digest == new.digest:
-        return existing
-    elif not new.allow_update:
+        if new.must_exist:
+            message = f"adapter {new.name!r} is not registered: register it first, or correct the name"
+            raise NotFound(message, reason="ADAPTER_NOT_FOUND", metadata={"adapter": new.name})
+        return
+    _check_is_ready(existing)
+    _check_revision(existing, new.expected_revision)
+    if existing.current.digest != new.digest and not new.allow_update:
         raise _name_taken(existing, new)
-    else:
-        changed = {"updated_ns": now_ns, "revision": existing.revision + 1, "labels": json.dumps(dict(new.labels))}
-        connection.execute(sa.update(_adapters).where(_where(_adapters, new.tenant, new.name)).values(changed))
-    number = existing.current.number + 1 if existing else 1
-    connection.execute(sa.insert(_versions).values(_version_row(new, number, now_ns)))
-    return _get(connection, new.tenant, new.name)
+
+
+def _check_is_ready(entry: RegistryEntry) -> None:
+    if entry.state is EntryState.DRAINING:
+        message = f"adapter {entry.name!r} is being unregistered; wait until it is gone, or take another name"
+        raise FailedPrecondition(message, reason="ADAPTER_DRAINING", metadata={"adapter": entry.name})
+
+
+def _check_revision(entry: RegistryEntry, expected: int) -> None:
+    if expected and expected != entry.revision:
+        message = f"etag: adapter {entry.name!r} has changed since it was read; read it again, then decide"
+        raise Aborted(message, reason="ETAG_MISMATCH", metadata={"adapter": entry.name, "etag": f"{entry.revision}"})
 
 
 def _name_taken(existing: RegistryEntry, new: NewVersion) -> AlreadyExists:
@@ -232,113 +341,36 @@ def _version_row(new: NewVersion, number: int, now_ns: int) -> dict[str, object]
         "num_bytes": new.num_bytes,
         "num_parameters": new.num_parameters,
         "report": new.report_json,
+        "summary": new.summary,
         "created_ns": now_ns,
     }
 
 
-def _find(connection: sa.Connection, tenant: str, name: str) -> RegistryEntry | None:
-    rows = connection.execute(sa.select(_adapters).where(_where(_adapters, tenant, name))).all()
-    return _with_versions(connection, rows)[0] if rows else None
-
-
-def _get(connection: sa.Connection, tenant: str, name: str) -> RegistryEntry:
-    entry = _find(connection, tenant, name)
-    if entry is None:
-        raise NotFound(f"adapter {name!r} is not registered", reason="ADAPTER_NOT_FOUND", metadata={"adapter": name})
-    return entry
-
-
-def _with_versions(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[RegistryEntry]:
-    """Entries of these adapter rows, with two queries however many there are."""
-    keys = [(row.tenant, row.name) for row in rows]
-    wanted = sa.tuple_(_versions.c.tenant, _versions.c.name).in_(keys)
-    query = sa.select(_versions).where(wanted).order_by(_versions.c.tenant, _versions.c.name, _versions.c.number)
-    versions: dict[tuple[str, str], list[RegisteredVersion]] = {}
-    for row in connection.execute(query) if keys else ():
-        versions.setdefault((row.tenant, row.name), []).append(_version(row))
-    return [_entry(row, versions[row.tenant, row.name]) for row in rows]
-
-
-def _version(row: sa.Row[Any]) -> RegisteredVersion:
-    return RegisteredVersion(
-        number=row.number,
-        digest=row.digest,
-        num_bytes=row.num_bytes,
-        num_parameters=row.num_parameters,
-        report_json=row.report,
-        created_ns=row.created_ns,
-    )
-
-
-def _entry(row: sa.Row[Any], versions: list[RegisteredVersion]) -> RegistryEntry:
-    return RegistryEntry(
-        tenant=row.tenant,
-        name=row.name,
-        state=EntryState(row.state),
-        versions=tuple(versions),
-        labels=json.loads(row.labels),
-        revision=row.revision,
-        created_ns=row.created_ns,
-        updated_ns=row.updated_ns,
-    )
-
-
-def _list_page(
-    connection: sa.Connection,
-    tenant: str,
-    page_size: int,
-    page_token: str,
-    name_prefix: str,
-    states: list[EntryState],
-) -> Page:
-    if page_size > MAX_PAGE_SIZE:
-        raise InvalidArgument(f"page_size is {page_size}; the most is {MAX_PAGE_SIZE}", reason="FIELD_INVALID")
-    size = page_size or DEFAULT_PAGE_SIZE
-    query = sa.select(_adapters).where(_adapters.c.tenant == tenant, _adapters.c.name > _decode_token(page_token))
-    if name_prefix:
-        query = query.where(_adapters.c.name.startswith(name_prefix, autoescape=True))
-    if states:
-        query = query.where(_adapters.c.state.in_([state.value for state in states]))
-    rows = connection.execute(query.order_by(_adapters.c.name).limit(size + 1)).all()
-    entries = _with_versions(connection, rows[:size])
-    token = _encode_token(entries[-1].name) if len(rows) > size else ""
-    return Page(entries=tuple(entries), next_page_token=token)
-
-
-def _encode_token(name: str) -> str:
-    return base64.urlsafe_b64encode(name.encode()).decode()
-
-
-def _decode_token(token: str) -> str:
-    try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError, ValueError):
-        message = "page_token is not one that this server gave out; start again without it"
-        raise InvalidArgument(message, reason="PAGE_TOKEN_INVALID") from None
-
-
-def _start_draining(connection: sa.Connection, tenant: str, name: str) -> RegistryEntry:
-    entry = _get(connection, tenant, name)
-    changed = {"state": EntryState.DRAINING.value, "revision": entry.revision + 1, "updated_ns": time.time_ns()}
-    if entry.state is not EntryState.DRAINING:
-        connection.execute(sa.update(_adapters).where(_where(_adapters, tenant, name)).values(changed))
-    return _get(connection, tenant, name)
-
-
 def _delete(connection: sa.Connection, tenant: str, name: str) -> list[str]:
-    entry = _find(connection, tenant, name)
+    entry = registry_pages.find(connection, tenant, name)
     if entry is None or entry.state is not EntryState.DRAINING:
         return []
-    connection.execute(sa.delete(_versions).where(_where(_versions, tenant, name)))
-    connection.execute(sa.delete(_adapters).where(_where(_adapters, tenant, name)))
-    digests = {version.digest for version in entry.versions}
-    kept = connection.execute(sa.select(_versions.c.digest).where(_versions.c.digest.in_(digests))).scalars()
-    return sorted(digests - set(kept))
+    for table in (VERSIONS, LABELS, ADAPTERS):
+        connection.execute(sa.delete(table).where(where(table, tenant, name)))
+    digests = registry_garbage.unreferenced(connection, {version.digest for version in entry.versions})
+    registry_garbage.add(connection, digests)
+    return digests
 
 
-def _load_all(connection: sa.Connection) -> list[RegistryEntry]:
-    entries: list[RegistryEntry] = []
-    query = sa.select(_adapters).order_by(_adapters.c.tenant, _adapters.c.name)
-    for rows in connection.execute(query).partitions(200):
-        entries += _with_versions(connection, list(rows))
-    return entries
+def _expiring(connection: sa.Connection) -> list[tuple[int, str, str]]:
+    query = sa.select(ADAPTERS.c.expires_ns, ADAPTERS.c.tenant, ADAPTERS.c.name)
+    query = query.where(ADAPTERS.c.expires_ns.is_not(None), ADAPTERS.c.state == EntryState.READY.value)
+    rows = connection.execute(query.order_by(ADAPTERS.c.expires_ns).limit(100)).all()
+    return [(row.expires_ns, row.tenant, row.name) for row in rows]
+
+
+__all__ = [
+    "Claim",
+    "EntryChange",
+    "EntryState",
+    "NewVersion",
+    "Page",
+    "Registry",
+    "RegistryEntry",
+    "RequestIdentity",
+]

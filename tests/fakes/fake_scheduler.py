@@ -19,18 +19,18 @@ from typing import Any
 
 import grpc
 
-from loraplex.v1 import adapter_pb2, adapter_ref_pb2, generation_pb2
+from loraplex.v1 import adapter_ref_pb2, generation_pb2
 from loraplex.worker.v1 import (
     frontend_link_pb2,
     frontend_link_pb2_grpc,
-    registry_pb2,
     registry_pb2_grpc,
     sequence_pb2,
 )
 from loraplex_contract import status, token_bytes
 from loraplex_contract.channel import SERVER_OPTIONS
-from loraplex_contract.errors import AlreadyExists, LoraplexError, NotFound
+from loraplex_contract.errors import LoraplexError
 from loraplex_contract.interceptor import ErrorInterceptor
+from tests.fakes.fake_registry import FakeRegistry
 
 WAIT_S = 10.0
 Entry = tuple[int, int, int, Sequence[int]]
@@ -306,83 +306,3 @@ class _LinkService(frontend_link_pb2_grpc.FrontendLinkServiceServicer):
 
     async def Link(self, request_iterator, context) -> None:  # type: ignore[override]
         await self._fake.serve_link(request_iterator, context)
-
-
-class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
-    """Names and versions in a dictionary, with the contract of RegistryService."""
-
-    def __init__(self) -> None:
-        self.entries: dict[tuple[str, str], registry_pb2.RegistryEntry] = {}
-        self.commits: list[registry_pb2.CommitVersionRequest] = []
-        self.error: LoraplexError | None = None
-        """Raised by every method while set."""
-        self.removing = asyncio.Event()
-        self.may_remove = asyncio.Event()
-        self.may_remove.set()
-
-    async def CommitVersion(self, request, context):
-        self._raise_error()
-        self.commits.append(request)
-        key = (request.tenant, request.name)
-        entry = self.entries.get(key)
-        if entry is not None and entry.version.digest != request.digest and not request.allow_update:
-            raise AlreadyExists("name: has another version: set allow_update", reason="ADAPTER_EXISTS")
-        if entry is None or entry.version.digest != request.digest:
-            number = entry.version.number + 1 if entry is not None else 1
-            version = registry_pb2.RegistryVersion(
-                number=number,
-                digest=request.digest,
-                num_bytes=request.num_bytes,
-                num_parameters=request.num_parameters,
-                report_json=request.report_json,
-            )
-            self.entries[key] = registry_pb2.RegistryEntry(
-                tenant=request.tenant,
-                name=request.name,
-                state=adapter_pb2.ADAPTER_STATE_READY,
-                version=version,
-                labels=request.labels,
-                revision=len(self.commits),
-            )
-        return registry_pb2.CommitVersionResponse(entry=self.entries[key])
-
-    async def ReadEntry(self, request, context):
-        self._raise_error()
-        return registry_pb2.ReadEntryResponse(entry=self._entry(request.tenant, request.name))
-
-    async def ListEntries(self, request, context):
-        self._raise_error()
-        names = sorted(name for tenant, name in self.entries if tenant == request.tenant and name > request.page_token)
-        names = [name for name in names if name.startswith(request.name_prefix)]
-        size = request.page_size or 50
-        page = names[:size]
-        return registry_pb2.ListEntriesResponse(
-            entries=[self.entries[request.tenant, name] for name in page],
-            next_page_token=page[-1] if len(names) > size else "",
-        )
-
-    async def RemoveEntry(self, request, context):
-        self._raise_error()
-        entry = self._entry(request.tenant, request.name)
-        del self.entries[request.tenant, request.name]
-        digest = entry.version.digest
-        is_used = any(other.version.digest == digest for other in self.entries.values())
-        self.removing.set()
-        await self.may_remove.wait()
-        return registry_pb2.RemoveEntryResponse(entry=entry, unreferenced_digests=[] if is_used else [digest])
-
-    async def ReadCluster(self, request, context):
-        self._raise_error()
-        worker = registry_pb2.WorkerState(worker_id="w1", device="cpu", num_pages_total=10, num_pages_free=10)
-        summary = frontend_link_pb2.ClusterSummary(num_ready_workers=1, num_queued=2, num_running=3)
-        return registry_pb2.ReadClusterResponse(summary=summary, workers=[worker], epoch=7)
-
-    def _entry(self, tenant: str, name: str) -> registry_pb2.RegistryEntry:
-        entry = self.entries.get((tenant, name))
-        if entry is None:
-            raise NotFound("name: no such adapter", reason="ADAPTER_NOT_FOUND")
-        return entry
-
-    def _raise_error(self) -> None:
-        if self.error is not None:
-            raise self.error

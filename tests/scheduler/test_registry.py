@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from loraplex_contract.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from loraplex_scheduler.registry import EntryState, NewVersion, Registry
+from loraplex_scheduler.registry import Registry
+from loraplex_scheduler.registry_entry import EntryState, NewVersion
 
 
 def url(folder) -> str:

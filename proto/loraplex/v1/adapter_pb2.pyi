@@ -80,7 +80,7 @@ class _UnregisterModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Unregi
     UNREGISTER_MODE_DRAIN: _UnregisterMode.ValueType  # 1
     UNREGISTER_MODE_CANCEL: _UnregisterMode.ValueType  # 2
     UNREGISTER_MODE_FAIL_IF_IN_USE: _UnregisterMode.ValueType  # 3
-    """FAILED_PRECONDITION / ADAPTER_IN_USE if any request holds it. UNIMPLEMENTED in this release."""
+    """FAILED_PRECONDITION / ADAPTER_IN_USE if any request holds it, or may hold it."""
 
 class UnregisterMode(_UnregisterMode, metaclass=_UnregisterModeEnumTypeWrapper): ...
 
@@ -89,7 +89,7 @@ UNREGISTER_MODE_UNSPECIFIED: UnregisterMode.ValueType  # 0
 UNREGISTER_MODE_DRAIN: UnregisterMode.ValueType  # 1
 UNREGISTER_MODE_CANCEL: UnregisterMode.ValueType  # 2
 UNREGISTER_MODE_FAIL_IF_IN_USE: UnregisterMode.ValueType  # 3
-"""FAILED_PRECONDITION / ADAPTER_IN_USE if any request holds it. UNIMPLEMENTED in this release."""
+"""FAILED_PRECONDITION / ADAPTER_IN_USE if any request holds it, or may hold it."""
 Global___UnregisterMode: _TypeAlias = UnregisterMode  # noqa: Y015
 
 @_typing.final
@@ -126,11 +126,15 @@ class Adapter(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     RESIDENCIES_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """[a-z0-9][a-z0-9._-]{0,62}"""
     state: Global___AdapterState.ValueType
     etag: _builtins.str
     """Changes with every change of the adapter."""
+    description: _builtins.str
+    """Up to 1,024 bytes."""
     @_builtins.property
     def version(self) -> Global___AdapterVersion:
         """The version that the name points at."""
@@ -150,7 +154,13 @@ class Adapter(_message.Message):
         """With ADAPTER_STATE_FAILED."""
 
     @_builtins.property
-    def residencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Residency]: ...
+    def residencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Residency]:
+        """Not filled in lists and watches."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the name is unregistered by itself, as by DRAIN. Absent: never."""
+
     def __init__(
         self,
         *,
@@ -164,10 +174,12 @@ class Adapter(_message.Message):
         etag: _builtins.str = ...,
         error: _error_pb2.Error | None = ...,
         residencies: _abc.Iterable[Global___Residency] | None = ...,
+        description: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "expire_time", b"expire_time", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "etag", b"etag", "labels", b"labels", "name", b"name", "older_versions", b"older_versions", "residencies", b"residencies", "state", b"state", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "error", b"error", "etag", b"etag", "expire_time", b"expire_time", "labels", b"labels", "name", b"name", "older_versions", b"older_versions", "residencies", b"residencies", "state", b"state", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -344,20 +356,36 @@ class RegisterAdapterRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     uri: _builtins.str
-    """"file:///folder" with adapter_config.json and adapter_model.safetensors, below a root that the operator allows."""
+    """Where adapter_config.json and adapter_model.safetensors are, below a place that the operator allows:
+    "file:///folder", "hf://owner/repository[@revision][/folder]", "s3://bucket/prefix", "gs://bucket/prefix",
+    "az://container/prefix", "https://host/folder". No other file is fetched.
+    """
     upload_id: _builtins.str
-    """Of a finished UploadAdapter. UNIMPLEMENTED in this release."""
+    """Of an UploadAdapter whose files are complete. It is gone once it is registered."""
     allow_update: _builtins.bool
     """Point an existing name at the new version."""
     validate_only: _builtins.bool
     """Fetch, validate and report, but store nothing."""
     expected_digest: _builtins.str
     """If set, the digest that the source must have; else INVALID_ARGUMENT / DIGEST_MISMATCH."""
+    request_id: _builtins.str
+    """Makes a repetition safe: the same id with the same request, within a day, is OK and does nothing; with another
+    request it is ALREADY_EXISTS / REQUEST_ID_REUSED. Up to 128 printable ASCII characters. A failure is not remembered.
+    """
+    description: _builtins.str
+    """Up to 1,024 bytes."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 16, keys and values up to 128 bytes."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """In the future. Absent: it never expires."""
 
     def __init__(
         self,
@@ -369,10 +397,13 @@ class RegisterAdapterRequest(_message.Message):
         validate_only: _builtins.bool = ...,
         expected_digest: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "upload_id", b"upload_id", "uri", b"uri"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "source", b"source", "upload_id", b"upload_id", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_update", b"allow_update", "expected_digest", b"expected_digest", "labels", b"labels", "name", b"name", "source", b"source", "upload_id", b"upload_id", "uri", b"uri", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_update", b"allow_update", "description", b"description", "expected_digest", b"expected_digest", "expire_time", b"expire_time", "labels", b"labels", "name", b"name", "request_id", b"request_id", "source", b"source", "upload_id", b"upload_id", "uri", b"uri", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["uri", "upload_id"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -443,10 +474,12 @@ class UploadHeader(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     RESUME_UPLOAD_ID_FIELD_NUMBER: _builtins.int
     file_name: _builtins.str
+    """"adapter_config.json" or "adapter_model.safetensors"."""
     num_bytes: _builtins.int
     sha256: _builtins.str
+    """Of the whole file, 64 hex digits; here, in the trailer, or the same in both."""
     resume_upload_id: _builtins.str
-    """To go on with an upload that broke."""
+    """To go on with an upload that broke. In the first header of a stream only; size and sha256 must be as before."""
     def __init__(
         self,
         *,
@@ -470,6 +503,7 @@ class UploadChunk(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
+    """The file's bytes so far."""
     data: _builtins.bytes
     """Up to 1 MiB."""
     def __init__(
@@ -488,6 +522,10 @@ Global___UploadChunk: _TypeAlias = UploadChunk  # noqa: Y015
 
 @_typing.final
 class UploadTrailer(_message.Message):
+    """Closes the file: all its bytes must have come, and must have this digest, else INVALID_ARGUMENT / DIGEST_MISMATCH and
+    the file starts again at 0.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SHA256_FIELD_NUMBER: _builtins.int
@@ -512,24 +550,59 @@ class UploadAdapterResponse(_message.Message):
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     NUM_COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     upload_id: _builtins.str
     num_committed_bytes: _builtins.int
+    """Of all files together."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadedFile]: ...
     def __init__(
         self,
         *,
         upload_id: _builtins.str = ...,
         num_committed_bytes: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        files: _abc.Iterable[Global___UploadedFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "num_committed_bytes", b"num_committed_bytes", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "files", b"files", "num_committed_bytes", b"num_committed_bytes", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UploadAdapterResponse: _TypeAlias = UploadAdapterResponse  # noqa: Y015
+
+@_typing.final
+class UploadedFile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
+    IS_COMPLETE_FIELD_NUMBER: _builtins.int
+    file_name: _builtins.str
+    num_bytes: _builtins.int
+    num_committed_bytes: _builtins.int
+    """Where the next chunk begins."""
+    is_complete: _builtins.bool
+    """All bytes are there and the digest is right."""
+    def __init__(
+        self,
+        *,
+        file_name: _builtins.str = ...,
+        num_bytes: _builtins.int = ...,
+        num_committed_bytes: _builtins.int = ...,
+        is_complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_name", b"file_name", "is_complete", b"is_complete", "num_bytes", b"num_bytes", "num_committed_bytes", b"num_committed_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadedFile: _TypeAlias = UploadedFile  # noqa: Y015
 
 @_typing.final
 class GetAdapterRequest(_message.Message):
@@ -574,10 +647,31 @@ Global___GetAdapterResponse: _TypeAlias = GetAdapterResponse  # noqa: Y015
 class ListAdaptersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NAME_PREFIX_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """0 = 50; at most 1,000."""
     page_token: _builtins.str
@@ -587,6 +681,10 @@ class ListAdaptersRequest(_message.Message):
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___AdapterState.ValueType]:
         """Empty = all but DELETED."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only adapters that have all of these labels."""
+
     def __init__(
         self,
         *,
@@ -594,10 +692,11 @@ class ListAdaptersRequest(_message.Message):
         page_token: _builtins.str = ...,
         name_prefix: _builtins.str = ...,
         states: _abc.Iterable[Global___AdapterState.ValueType] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name_prefix", b"name_prefix", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name_prefix", b"name_prefix", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -609,8 +708,11 @@ class ListAdaptersResponse(_message.Message):
 
     ADAPTERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty: this was the last page."""
+    revision: _builtins.int
+    """Of the registry before this page was read: WatchAdapters from the first page's misses nothing."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
         """Without the modules of the reports; GetAdapter has them."""
@@ -620,10 +722,11 @@ class ListAdaptersResponse(_message.Message):
         *,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
         next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -635,21 +738,49 @@ class UpdateAdapterRequest(_message.Message):
 
     ADAPTER_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """As in RegisterAdapterRequest."""
+    upload_id: _builtins.str
+    """As in RegisterAdapterRequest."""
+    expected_digest: _builtins.str
+    """As in RegisterAdapterRequest."""
+    validate_only: _builtins.bool
+    """Check all of it, and answer with the adapter as it would be; change nothing."""
+    request_id: _builtins.str
+    """As in RegisterAdapterRequest."""
     @_builtins.property
-    def adapter(self) -> Global___Adapter: ...
+    def adapter(self) -> Global___Adapter:
+        """The name, the new values of the fields in update_mask, and, to change nothing that somebody else has changed
+        meanwhile, the etag.
+        """
+
     @_builtins.property
-    def update_mask(self) -> _field_mask_pb2.FieldMask: ...
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """"labels" (all of them at once), "description", "expire_time" (absent in adapter: never). May be empty with a source."""
+
     def __init__(
         self,
         *,
         adapter: Global___Adapter | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        uri: _builtins.str = ...,
+        upload_id: _builtins.str = ...,
+        expected_digest: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "source", b"source", "update_mask", b"update_mask", "upload_id", b"upload_id", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "expected_digest", b"expected_digest", "request_id", b"request_id", "source", b"source", "update_mask", b"update_mask", "upload_id", b"upload_id", "uri", b"uri", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["uri", "upload_id"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___UpdateAdapterRequest: _TypeAlias = UpdateAdapterRequest  # noqa: Y015
 
@@ -679,17 +810,25 @@ class UnregisterAdapterRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     mode: Global___UnregisterMode.ValueType
+    etag: _builtins.str
+    """If set, ABORTED / ETAG_MISMATCH unless it is the current one."""
+    request_id: _builtins.str
+    """As in RegisterAdapterRequest."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         mode: Global___UnregisterMode.ValueType = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "mode", b"mode", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -838,7 +977,7 @@ class WatchAdaptersRequest(_message.Message):
 
     FROM_REVISION_FIELD_NUMBER: _builtins.int
     from_revision: _builtins.int
-    """0: the list first, then changes."""
+    """0: the list first, then changes. Else: the changes after this revision, which came with a list or a watch."""
     def __init__(
         self,
         *,
@@ -858,18 +997,27 @@ class WatchAdaptersResponse(_message.Message):
 
     REVISION_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
+    LIST_COMPLETE_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    """Everything up to it has been sent, once list_complete was."""
+    list_complete: _builtins.bool
+    """The list is over: what follows are changes. True once, in the first message if from_revision was not 0."""
     @_builtins.property
-    def changed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
+    def changed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
+        """As in a list, without the modules of the reports. A name that has gone comes once with state DELETED. Empty now and
+        then, so that a quiet watch can be told from a dead one and begins again where it was.
+        """
+
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         changed: _abc.Iterable[Global___Adapter] | None = ...,
+        list_complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "list_complete", b"list_complete", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

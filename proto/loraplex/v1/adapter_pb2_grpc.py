@@ -96,14 +96,21 @@ class AdapterServiceServicer:
     def RegisterAdapter(self, request, context):
         """Fetches, validates and stores one version, then points the name at it. Answers when it is servable (or refused): the
         report says what was applied. The same name and bytes again is OK and changes nothing. The same name with other
-        bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update.
+        bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update. While it works, the name is PENDING, FETCHING or
+        VALIDATING in ListAdapters and WatchAdapters, and FAILED for a while where it was refused; a name that has a version
+        keeps its state. A source that hangs or dies ends DEADLINE_EXCEEDED / SOURCE_TIMEOUT or UNAVAILABLE /
+        SOURCE_UNAVAILABLE, and leaves nothing behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadAdapter(self, request_iterator, context):
-        """Sends an adapter's files through the API. UNIMPLEMENTED / FEATURE_DISABLED in this release.
+        """Sends an adapter's files through the API: for each file a header, chunks in order and a trailer. The upload's id
+        comes with the initial metadata (`loraplex-upload-id`) as soon as the first header is accepted, and in the answer.
+        A stream that breaks loses nothing that was committed: a new one that names the upload goes on at the committed
+        offset; headers alone, with no chunk, ask how far each file has come. A chunk at another offset is OUT_OF_RANGE /
+        UPLOAD_OFFSET. An upload that nobody goes on with expires: NOT_FOUND / UPLOAD_NOT_FOUND. RegisterAdapter consumes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,14 +124,15 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """By name, in pages.
+        """By name, in pages; all filters must hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAdapter(self, request, context):
-        """Changes labels and expiry. UNIMPLEMENTED / FEATURE_DISABLED in this release; a new version goes through RegisterAdapter.
+        """Changes labels, description and expiry, and points the name at a new version where a source is given. NOT_FOUND for a
+        name that is not there; ABORTED / ETAG_MISMATCH if adapter.etag is set and is not the current one: read it again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +140,7 @@ class AdapterServiceServicer:
 
     def UnregisterAdapter(self, request, context):
         """Refuses new requests at once, lets running ones finish (DRAIN) or ends them (CANCEL), and answers when every worker
-        has freed the bytes. Idempotent while draining; NOT_FOUND after.
+        has freed the bytes. Idempotent while draining; NOT_FOUND after, unless it is the same request_id again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,7 +168,8 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchAdapters(self, request, context):
-        """The list at a revision, then every change after it. UNIMPLEMENTED / FEATURE_DISABLED in this release.
+        """The list at a revision, then every change after it. A bounded history is kept: a reader that asks for more, or falls
+        behind it, gets OUT_OF_RANGE / WATCH_COMPACTED and starts again with from_revision 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

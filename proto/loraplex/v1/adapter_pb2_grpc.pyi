@@ -38,19 +38,29 @@ class AdapterServiceStub:
     RegisterAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.RegisterAdapterRequest, _adapter_pb2.RegisterAdapterResponse]
     """Fetches, validates and stores one version, then points the name at it. Answers when it is servable (or refused): the
     report says what was applied. The same name and bytes again is OK and changes nothing. The same name with other
-    bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update.
+    bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update. While it works, the name is PENDING, FETCHING or
+    VALIDATING in ListAdapters and WatchAdapters, and FAILED for a while where it was refused; a name that has a version
+    keeps its state. A source that hangs or dies ends DEADLINE_EXCEEDED / SOURCE_TIMEOUT or UNAVAILABLE /
+    SOURCE_UNAVAILABLE, and leaves nothing behind.
     """
     UploadAdapter: _grpc.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]
-    """Sends an adapter's files through the API. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
+    """Sends an adapter's files through the API: for each file a header, chunks in order and a trailer. The upload's id
+    comes with the initial metadata (`loraplex-upload-id`) as soon as the first header is accepted, and in the answer.
+    A stream that breaks loses nothing that was committed: a new one that names the upload goes on at the committed
+    offset; headers alone, with no chunk, ask how far each file has come. A chunk at another offset is OUT_OF_RANGE /
+    UPLOAD_OFFSET. An upload that nobody goes on with expires: NOT_FOUND / UPLOAD_NOT_FOUND. RegisterAdapter consumes it.
+    """
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.GetAdapterRequest, _adapter_pb2.GetAdapterResponse]
     """NOT_FOUND for a name of another tenant, as for one that does not exist."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.ListAdaptersRequest, _adapter_pb2.ListAdaptersResponse]
-    """By name, in pages."""
+    """By name, in pages; all filters must hold."""
     UpdateAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.UpdateAdapterRequest, _adapter_pb2.UpdateAdapterResponse]
-    """Changes labels and expiry. UNIMPLEMENTED / FEATURE_DISABLED in this release; a new version goes through RegisterAdapter."""
+    """Changes labels, description and expiry, and points the name at a new version where a source is given. NOT_FOUND for a
+    name that is not there; ABORTED / ETAG_MISMATCH if adapter.etag is set and is not the current one: read it again.
+    """
     UnregisterAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.UnregisterAdapterRequest, _adapter_pb2.UnregisterAdapterResponse]
     """Refuses new requests at once, lets running ones finish (DRAIN) or ends them (CANCEL), and answers when every worker
-    has freed the bytes. Idempotent while draining; NOT_FOUND after.
+    has freed the bytes. Idempotent while draining; NOT_FOUND after, unless it is the same request_id again.
     """
     PinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.PinAdapterRequest, _adapter_pb2.PinAdapterResponse]
     """Keeps an adapter on a tier. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
@@ -59,7 +69,9 @@ class AdapterServiceStub:
     WarmAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.WarmAdapterRequest, _adapter_pb2.WarmAdapterResponse]
     """Loads an adapter before its first request. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
     WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapter_pb2.WatchAdaptersRequest, _adapter_pb2.WatchAdaptersResponse]
-    """The list at a revision, then every change after it. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
+    """The list at a revision, then every change after it. A bounded history is kept: a reader that asks for more, or falls
+    behind it, gets OUT_OF_RANGE / WATCH_COMPACTED and starts again with from_revision 0.
+    """
 
 @_typing.type_check_only
 class AdapterServiceAsyncStub(AdapterServiceStub):
@@ -71,19 +83,29 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     RegisterAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.RegisterAdapterRequest, _adapter_pb2.RegisterAdapterResponse]  # type: ignore[assignment]
     """Fetches, validates and stores one version, then points the name at it. Answers when it is servable (or refused): the
     report says what was applied. The same name and bytes again is OK and changes nothing. The same name with other
-    bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update.
+    bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update. While it works, the name is PENDING, FETCHING or
+    VALIDATING in ListAdapters and WatchAdapters, and FAILED for a while where it was refused; a name that has a version
+    keeps its state. A source that hangs or dies ends DEADLINE_EXCEEDED / SOURCE_TIMEOUT or UNAVAILABLE /
+    SOURCE_UNAVAILABLE, and leaves nothing behind.
     """
     UploadAdapter: _aio.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]  # type: ignore[assignment]
-    """Sends an adapter's files through the API. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
+    """Sends an adapter's files through the API: for each file a header, chunks in order and a trailer. The upload's id
+    comes with the initial metadata (`loraplex-upload-id`) as soon as the first header is accepted, and in the answer.
+    A stream that breaks loses nothing that was committed: a new one that names the upload goes on at the committed
+    offset; headers alone, with no chunk, ask how far each file has come. A chunk at another offset is OUT_OF_RANGE /
+    UPLOAD_OFFSET. An upload that nobody goes on with expires: NOT_FOUND / UPLOAD_NOT_FOUND. RegisterAdapter consumes it.
+    """
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.GetAdapterRequest, _adapter_pb2.GetAdapterResponse]  # type: ignore[assignment]
     """NOT_FOUND for a name of another tenant, as for one that does not exist."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapter_pb2.ListAdaptersRequest, _adapter_pb2.ListAdaptersResponse]  # type: ignore[assignment]
-    """By name, in pages."""
+    """By name, in pages; all filters must hold."""
     UpdateAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.UpdateAdapterRequest, _adapter_pb2.UpdateAdapterResponse]  # type: ignore[assignment]
-    """Changes labels and expiry. UNIMPLEMENTED / FEATURE_DISABLED in this release; a new version goes through RegisterAdapter."""
+    """Changes labels, description and expiry, and points the name at a new version where a source is given. NOT_FOUND for a
+    name that is not there; ABORTED / ETAG_MISMATCH if adapter.etag is set and is not the current one: read it again.
+    """
     UnregisterAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.UnregisterAdapterRequest, _adapter_pb2.UnregisterAdapterResponse]  # type: ignore[assignment]
     """Refuses new requests at once, lets running ones finish (DRAIN) or ends them (CANCEL), and answers when every worker
-    has freed the bytes. Idempotent while draining; NOT_FOUND after.
+    has freed the bytes. Idempotent while draining; NOT_FOUND after, unless it is the same request_id again.
     """
     PinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.PinAdapterRequest, _adapter_pb2.PinAdapterResponse]  # type: ignore[assignment]
     """Keeps an adapter on a tier. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
@@ -92,7 +114,9 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     WarmAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.WarmAdapterRequest, _adapter_pb2.WarmAdapterResponse]  # type: ignore[assignment]
     """Loads an adapter before its first request. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
     WatchAdapters: _aio.UnaryStreamMultiCallable[_adapter_pb2.WatchAdaptersRequest, _adapter_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
-    """The list at a revision, then every change after it. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
+    """The list at a revision, then every change after it. A bounded history is kept: a reader that asks for more, or falls
+    behind it, gets OUT_OF_RANGE / WATCH_COMPACTED and starts again with from_revision 0.
+    """
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The life cycle of adapters. A name is an alias of the caller's tenant that points at one immutable version, named by its
@@ -107,7 +131,10 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_adapter_pb2.RegisterAdapterResponse, _abc.Awaitable[_adapter_pb2.RegisterAdapterResponse]]:
         """Fetches, validates and stores one version, then points the name at it. Answers when it is servable (or refused): the
         report says what was applied. The same name and bytes again is OK and changes nothing. The same name with other
-        bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update.
+        bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update. While it works, the name is PENDING, FETCHING or
+        VALIDATING in ListAdapters and WatchAdapters, and FAILED for a while where it was refused; a name that has a version
+        keeps its state. A source that hangs or dies ends DEADLINE_EXCEEDED / SOURCE_TIMEOUT or UNAVAILABLE /
+        SOURCE_UNAVAILABLE, and leaves nothing behind.
         """
 
     @_abc_1.abstractmethod
@@ -116,7 +143,12 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_adapter_pb2.UploadAdapterRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.UploadAdapterResponse, _abc.Awaitable[_adapter_pb2.UploadAdapterResponse]]:
-        """Sends an adapter's files through the API. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
+        """Sends an adapter's files through the API: for each file a header, chunks in order and a trailer. The upload's id
+        comes with the initial metadata (`loraplex-upload-id`) as soon as the first header is accepted, and in the answer.
+        A stream that breaks loses nothing that was committed: a new one that names the upload goes on at the committed
+        offset; headers alone, with no chunk, ask how far each file has come. A chunk at another offset is OUT_OF_RANGE /
+        UPLOAD_OFFSET. An upload that nobody goes on with expires: NOT_FOUND / UPLOAD_NOT_FOUND. RegisterAdapter consumes it.
+        """
 
     @_abc_1.abstractmethod
     def GetAdapter(
@@ -132,7 +164,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_pb2.ListAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.ListAdaptersResponse, _abc.Awaitable[_adapter_pb2.ListAdaptersResponse]]:
-        """By name, in pages."""
+        """By name, in pages; all filters must hold."""
 
     @_abc_1.abstractmethod
     def UpdateAdapter(
@@ -140,7 +172,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_pb2.UpdateAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.UpdateAdapterResponse, _abc.Awaitable[_adapter_pb2.UpdateAdapterResponse]]:
-        """Changes labels and expiry. UNIMPLEMENTED / FEATURE_DISABLED in this release; a new version goes through RegisterAdapter."""
+        """Changes labels, description and expiry, and points the name at a new version where a source is given. NOT_FOUND for a
+        name that is not there; ABORTED / ETAG_MISMATCH if adapter.etag is set and is not the current one: read it again.
+        """
 
     @_abc_1.abstractmethod
     def UnregisterAdapter(
@@ -149,7 +183,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.UnregisterAdapterResponse, _abc.Awaitable[_adapter_pb2.UnregisterAdapterResponse]]:
         """Refuses new requests at once, lets running ones finish (DRAIN) or ends them (CANCEL), and answers when every worker
-        has freed the bytes. Idempotent while draining; NOT_FOUND after.
+        has freed the bytes. Idempotent while draining; NOT_FOUND after, unless it is the same request_id again.
         """
 
     @_abc_1.abstractmethod
@@ -182,6 +216,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_pb2.WatchAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_adapter_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapter_pb2.WatchAdaptersResponse]]:
-        """The list at a revision, then every change after it. UNIMPLEMENTED / FEATURE_DISABLED in this release."""
+        """The list at a revision, then every change after it. A bounded history is kept: a reader that asks for more, or falls
+        behind it, gets OUT_OF_RANGE / WATCH_COMPACTED and starts again with from_revision 0.
+        """
 
 def add_AdapterServiceServicer_to_server(servicer: AdapterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

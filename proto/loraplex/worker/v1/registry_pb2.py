@@ -22,12 +22,15 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from loraplex.v1 import adapter_pb2 as loraplex_dot_v1_dot_adapter__pb2
+from loraplex.v1 import error_pb2 as loraplex_dot_v1_dot_error__pb2
 from loraplex.worker.v1 import frontend_link_pb2 as loraplex_dot_worker_dot_v1_dot_frontend__link__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!loraplex/worker/v1/registry.proto\x12\x12loraplex.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19loraplex/v1/adapter.proto\x1a&loraplex/worker/v1/frontend_link.proto\"\xd9\x03\n\rRegistryEntry\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.loraplex.v1.AdapterState\x12\x34\n\x07version\x18\x04 \x01(\x0b\x32#.loraplex.worker.v1.RegistryVersion\x12;\n\x0eolder_versions\x18\x05 \x03(\x0b\x32#.loraplex.worker.v1.RegistryVersion\x12=\n\x06labels\x18\x06 \x03(\x0b\x32-.loraplex.worker.v1.RegistryEntry.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x04\x12+\n\x0bresidencies\x18\n \x03(\x0b\x32\x16.loraplex.v1.Residency\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb6\x01\n\x0fRegistryVersion\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x04\x12\x13\n\x0breport_json\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nnum_leases\x18\x07 \x01(\r\"\x8f\x02\n\x14\x43ommitVersionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x11\n\tnum_bytes\x18\x04 \x01(\x04\x12\x16\n\x0enum_parameters\x18\x05 \x01(\x04\x12\x13\n\x0breport_json\x18\x06 \x01(\t\x12\x14\n\x0c\x61llow_update\x18\x07 \x01(\x08\x12\x44\n\x06labels\x18\x08 \x03(\x0b\x32\x34.loraplex.worker.v1.CommitVersionRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x15\x43ommitVersionResponse\x12\x30\n\x05\x65ntry\x18\x01 \x01(\x0b\x32!.loraplex.worker.v1.RegistryEntry\"0\n\x10ReadEntryRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"E\n\x11ReadEntryResponse\x12\x30\n\x05\x65ntry\x18\x01 \x01(\x0b\x32!.loraplex.worker.v1.RegistryEntry\"\x8b\x01\n\x12ListEntriesRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x13\n\x0bname_prefix\x18\x04 \x01(\t\x12)\n\x06states\x18\x05 \x03(\x0e\x32\x19.loraplex.v1.AdapterState\"b\n\x13ListEntriesResponse\x12\x32\n\x07\x65ntries\x18\x01 \x03(\x0b\x32!.loraplex.worker.v1.RegistryEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n\x12RemoveEntryRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12)\n\x04mode\x18\x03 \x01(\x0e\x32\x1b.loraplex.v1.UnregisterMode\"e\n\x13RemoveEntryResponse\x12\x30\n\x05\x65ntry\x18\x01 \x01(\x0b\x32!.loraplex.worker.v1.RegistryEntry\x12\x1c\n\x14unreferenced_digests\x18\x02 \x03(\t\"\x14\n\x12ReadClusterRequest\"\x8b\x01\n\x13ReadClusterResponse\x12\x33\n\x07summary\x18\x01 \x01(\x0b\x32\".loraplex.worker.v1.ClusterSummary\x12\x30\n\x07workers\x18\x02 \x03(\x0b\x32\x1f.loraplex.worker.v1.WorkerState\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\xcb\x02\n\x0bWorkerState\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x17\n\x0fnum_pages_total\x18\x03 \x01(\r\x12\x16\n\x0enum_pages_free\x18\x04 \x01(\r\x12\x14\n\x0cnum_pages_kv\x18\x05 \x01(\r\x12\x19\n\x11num_pages_adapter\x18\x06 \x01(\r\x12\x1d\n\x15num_running_sequences\x18\x07 \x01(\r\x12\x33\n\x08\x61\x64\x61pters\x18\x08 \x03(\x0b\x32!.loraplex.worker.v1.WorkerAdapter\x12\x11\n\tnum_steps\x18\t \x01(\x04\x12\x17\n\x0fnum_mixed_steps\x18\n \x01(\x04\x12\x1c\n\x14max_adapters_in_step\x18\x0b \x01(\r\x12\x19\n\x11num_output_tokens\x18\x0c \x01(\x04\"F\n\rWorkerAdapter\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x11\n\tnum_pages\x18\x02 \x01(\r\x12\x12\n\nnum_leases\x18\x03 \x01(\r2\xf1\x03\n\x0fRegistryService\x12\x64\n\rCommitVersion\x12(.loraplex.worker.v1.CommitVersionRequest\x1a).loraplex.worker.v1.CommitVersionResponse\x12X\n\tReadEntry\x12$.loraplex.worker.v1.ReadEntryRequest\x1a%.loraplex.worker.v1.ReadEntryResponse\x12^\n\x0bListEntries\x12&.loraplex.worker.v1.ListEntriesRequest\x1a\'.loraplex.worker.v1.ListEntriesResponse\x12^\n\x0bRemoveEntry\x12&.loraplex.worker.v1.RemoveEntryRequest\x1a\'.loraplex.worker.v1.RemoveEntryResponse\x12^\n\x0bReadCluster\x12&.loraplex.worker.v1.ReadClusterRequest\x1a\'.loraplex.worker.v1.ReadClusterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!loraplex/worker/v1/registry.proto\x12\x12loraplex.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19loraplex/v1/adapter.proto\x1a\x17loraplex/v1/error.proto\x1a&loraplex/worker/v1/frontend_link.proto\"\xc2\x04\n\rRegistryEntry\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.loraplex.v1.AdapterState\x12\x34\n\x07version\x18\x04 \x01(\x0b\x32#.loraplex.worker.v1.RegistryVersion\x12;\n\x0eolder_versions\x18\x05 \x03(\x0b\x32#.loraplex.worker.v1.RegistryVersion\x12=\n\x06labels\x18\x06 \x03(\x0b\x32-.loraplex.worker.v1.RegistryEntry.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x04\x12+\n\x0bresidencies\x18\n \x03(\x0b\x32\x16.loraplex.v1.Residency\x12\x13\n\x0b\x64\x65scription\x18\x0b \x01(\t\x12/\n\x0b\x65xpire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05\x65rror\x18\r \x01(\x0b\x32\x12.loraplex.v1.Error\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xce\x01\n\x0fRegistryVersion\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x04\x12\x13\n\x0breport_json\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nnum_leases\x18\x07 \x01(\r\x12\x16\n\x0ereport_summary\x18\x08 \x01(\x0c\":\n\x0fRequestIdentity\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\xd0\x01\n\x18\x42\x65ginRegistrationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nattempt_id\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.loraplex.v1.AdapterState\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.loraplex.v1.Error\x12\x35\n\x08identity\x18\x06 \x01(\x0b\x32#.loraplex.worker.v1.RequestIdentity\"d\n\x19\x42\x65ginRegistrationResponse\x12\x16\n\x0estore_sequence\x18\x01 \x01(\x04\x12/\n\x04\x64one\x18\x02 \x01(\x0b\x32!.loraplex.worker.v1.RegistryEntry\"\xb0\x04\n\x14\x43ommitVersionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x11\n\tnum_bytes\x18\x04 \x01(\x04\x12\x16\n\x0enum_parameters\x18\x05 \x01(\x04\x12\x13\n\x0breport_json\x18\x06 \x01(\t\x12\x14\n\x0c\x61llow_update\x18\x07 \x01(\x08\x12\x44\n\x06labels\x18\x08 \x03(\x0b\x32\x34.loraplex.worker.v1.CommitVersionRequest.LabelsEntry\x12\x16\n\x0ereport_summary\x18\t \x01(\x0c\x12\x13\n\x0b\x64\x65scription\x18\n \x01(\t\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0estore_sequence\x18\x0c \x01(\x04\x12\x35\n\x08identity\x18\r \x01(\x0b\x32#.loraplex.worker.v1.RequestIdentity\x12\x12\n\nattempt_id\x18\x0e \x01(\t\x12\x12\n\nmust_exist\x18\x0f \x01(\x08\x12\x19\n\x11\x65xpected_revision\x18\x10 \x01(\x04\x12/\n\x0bupdate_mask\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x15\x43ommitVersionResponse\x12\x30\n\x05\x65ntry\x18\x01 \x01(\x0b\x32!.loraplex.worker.v1.RegistryEntry\"\xee\x02\n\x12UpdateEntryRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x42\n\x06labels\x18\x04 \x03(\x0b\x32\x32.loraplex.worker.v1.UpdateEntryRequest.LabelsEntry\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x65xpected_revision\x18\x07 \x01(\x04\x12\x35\n\x08identity\x18\x08 \x01(\x0b\x32#.loraplex.worker.v1.RequestIdentity\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x13UpdateEntryResponse\x12\x30\n\x05\x65ntry\x18\x01 \x01(\x0b\x32!.loraplex.worker.v1.RegistryEntry\"0\n\x10ReadEntryRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"E\n\x11ReadEntryResponse\x12\x30\n\x05\x65ntry\x18\x01 \x01(\x0b\x32!.loraplex.worker.v1.RegistryEntry\"\xfe\x01\n\x12ListEntriesRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x13\n\x0bname_prefix\x18\x04 \x01(\t\x12)\n\x06states\x18\x05 \x03(\x0e\x32\x19.loraplex.v1.AdapterState\x12\x42\n\x06labels\x18\x06 \x03(\x0b\x32\x32.loraplex.worker.v1.ListEntriesRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"t\n\x13ListEntriesResponse\x12\x32\n\x07\x65ntries\x18\x01 \x03(\x0b\x32!.loraplex.worker.v1.RegistryEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xaf\x01\n\x12RemoveEntryRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12)\n\x04mode\x18\x03 \x01(\x0e\x32\x1b.loraplex.v1.UnregisterMode\x12\x19\n\x11\x65xpected_revision\x18\x04 \x01(\x04\x12\x35\n\x08identity\x18\x05 \x01(\x0b\x32#.loraplex.worker.v1.RequestIdentity\"e\n\x13RemoveEntryResponse\x12\x30\n\x05\x65ntry\x18\x01 \x01(\x0b\x32!.loraplex.worker.v1.RegistryEntry\x12\x1c\n\x14unreferenced_digests\x18\x02 \x03(\t\"&\n\x13\x43laimGarbageRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"^\n\x14\x43laimGarbageResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\x12\r\n\x05\x63laim\x18\x02 \x01(\x04\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"7\n\x15\x43onfirmDeletedRequest\x12\r\n\x05\x63laim\x18\x01 \x01(\x04\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\"\x18\n\x16\x43onfirmDeletedResponse\"<\n\x13WatchEntriesRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x15\n\rfrom_revision\x18\x02 \x01(\x04\"s\n\x14WatchEntriesResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x32\n\x07\x63hanged\x18\x02 \x03(\x0b\x32!.loraplex.worker.v1.RegistryEntry\x12\x15\n\rlist_complete\x18\x03 \x01(\x08\"\x14\n\x12ReadClusterRequest\"\x8b\x01\n\x13ReadClusterResponse\x12\x33\n\x07summary\x18\x01 \x01(\x0b\x32\".loraplex.worker.v1.ClusterSummary\x12\x30\n\x07workers\x18\x02 \x03(\x0b\x32\x1f.loraplex.worker.v1.WorkerState\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\xcb\x02\n\x0bWorkerState\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x17\n\x0fnum_pages_total\x18\x03 \x01(\r\x12\x16\n\x0enum_pages_free\x18\x04 \x01(\r\x12\x14\n\x0cnum_pages_kv\x18\x05 \x01(\r\x12\x19\n\x11num_pages_adapter\x18\x06 \x01(\r\x12\x1d\n\x15num_running_sequences\x18\x07 \x01(\r\x12\x33\n\x08\x61\x64\x61pters\x18\x08 \x03(\x0b\x32!.loraplex.worker.v1.WorkerAdapter\x12\x11\n\tnum_steps\x18\t \x01(\x04\x12\x17\n\x0fnum_mixed_steps\x18\n \x01(\x04\x12\x1c\n\x14max_adapters_in_step\x18\x0b \x01(\r\x12\x19\n\x11num_output_tokens\x18\x0c \x01(\x04\"F\n\rWorkerAdapter\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x11\n\tnum_pages\x18\x02 \x01(\r\x12\x12\n\nnum_leases\x18\x03 \x01(\r2\xf4\x07\n\x0fRegistryService\x12p\n\x11\x42\x65ginRegistration\x12,.loraplex.worker.v1.BeginRegistrationRequest\x1a-.loraplex.worker.v1.BeginRegistrationResponse\x12\x64\n\rCommitVersion\x12(.loraplex.worker.v1.CommitVersionRequest\x1a).loraplex.worker.v1.CommitVersionResponse\x12^\n\x0bUpdateEntry\x12&.loraplex.worker.v1.UpdateEntryRequest\x1a\'.loraplex.worker.v1.UpdateEntryResponse\x12X\n\tReadEntry\x12$.loraplex.worker.v1.ReadEntryRequest\x1a%.loraplex.worker.v1.ReadEntryResponse\x12^\n\x0bListEntries\x12&.loraplex.worker.v1.ListEntriesRequest\x1a\'.loraplex.worker.v1.ListEntriesResponse\x12^\n\x0bRemoveEntry\x12&.loraplex.worker.v1.RemoveEntryRequest\x1a\'.loraplex.worker.v1.RemoveEntryResponse\x12\x61\n\x0c\x43laimGarbage\x12\'.loraplex.worker.v1.ClaimGarbageRequest\x1a(.loraplex.worker.v1.ClaimGarbageResponse\x12g\n\x0e\x43onfirmDeleted\x12).loraplex.worker.v1.ConfirmDeletedRequest\x1a*.loraplex.worker.v1.ConfirmDeletedResponse\x12\x63\n\x0cWatchEntries\x12\'.loraplex.worker.v1.WatchEntriesRequest\x1a(.loraplex.worker.v1.WatchEntriesResponse0\x01\x12^\n\x0bReadCluster\x12&.loraplex.worker.v1.ReadClusterRequest\x1a\'.loraplex.worker.v1.ReadClusterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,38 +41,68 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRYENTRY_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_COMMITVERSIONREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_COMMITVERSIONREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_REGISTRYENTRY']._serialized_start=158
-  _globals['_REGISTRYENTRY']._serialized_end=631
-  _globals['_REGISTRYENTRY_LABELSENTRY']._serialized_start=586
-  _globals['_REGISTRYENTRY_LABELSENTRY']._serialized_end=631
-  _globals['_REGISTRYVERSION']._serialized_start=634
-  _globals['_REGISTRYVERSION']._serialized_end=816
-  _globals['_COMMITVERSIONREQUEST']._serialized_start=819
-  _globals['_COMMITVERSIONREQUEST']._serialized_end=1090
-  _globals['_COMMITVERSIONREQUEST_LABELSENTRY']._serialized_start=586
-  _globals['_COMMITVERSIONREQUEST_LABELSENTRY']._serialized_end=631
-  _globals['_COMMITVERSIONRESPONSE']._serialized_start=1092
-  _globals['_COMMITVERSIONRESPONSE']._serialized_end=1165
-  _globals['_READENTRYREQUEST']._serialized_start=1167
-  _globals['_READENTRYREQUEST']._serialized_end=1215
-  _globals['_READENTRYRESPONSE']._serialized_start=1217
-  _globals['_READENTRYRESPONSE']._serialized_end=1286
-  _globals['_LISTENTRIESREQUEST']._serialized_start=1289
-  _globals['_LISTENTRIESREQUEST']._serialized_end=1428
-  _globals['_LISTENTRIESRESPONSE']._serialized_start=1430
-  _globals['_LISTENTRIESRESPONSE']._serialized_end=1528
-  _globals['_REMOVEENTRYREQUEST']._serialized_start=1530
-  _globals['_REMOVEENTRYREQUEST']._serialized_end=1623
-  _globals['_REMOVEENTRYRESPONSE']._serialized_start=1625
-  _globals['_REMOVEENTRYRESPONSE']._serialized_end=1726
-  _globals['_READCLUSTERREQUEST']._serialized_start=1728
-  _globals['_READCLUSTERREQUEST']._serialized_end=1748
-  _globals['_READCLUSTERRESPONSE']._serialized_start=1751
-  _globals['_READCLUSTERRESPONSE']._serialized_end=1890
-  _globals['_WORKERSTATE']._serialized_start=1893
-  _globals['_WORKERSTATE']._serialized_end=2224
-  _globals['_WORKERADAPTER']._serialized_start=2226
-  _globals['_WORKERADAPTER']._serialized_end=2296
-  _globals['_REGISTRYSERVICE']._serialized_start=2299
-  _globals['_REGISTRYSERVICE']._serialized_end=2796
+  _globals['_UPDATEENTRYREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_UPDATEENTRYREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_LISTENTRIESREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_LISTENTRIESREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_REGISTRYENTRY']._serialized_start=249
+  _globals['_REGISTRYENTRY']._serialized_end=827
+  _globals['_REGISTRYENTRY_LABELSENTRY']._serialized_start=782
+  _globals['_REGISTRYENTRY_LABELSENTRY']._serialized_end=827
+  _globals['_REGISTRYVERSION']._serialized_start=830
+  _globals['_REGISTRYVERSION']._serialized_end=1036
+  _globals['_REQUESTIDENTITY']._serialized_start=1038
+  _globals['_REQUESTIDENTITY']._serialized_end=1096
+  _globals['_BEGINREGISTRATIONREQUEST']._serialized_start=1099
+  _globals['_BEGINREGISTRATIONREQUEST']._serialized_end=1307
+  _globals['_BEGINREGISTRATIONRESPONSE']._serialized_start=1309
+  _globals['_BEGINREGISTRATIONRESPONSE']._serialized_end=1409
+  _globals['_COMMITVERSIONREQUEST']._serialized_start=1412
+  _globals['_COMMITVERSIONREQUEST']._serialized_end=1972
+  _globals['_COMMITVERSIONREQUEST_LABELSENTRY']._serialized_start=782
+  _globals['_COMMITVERSIONREQUEST_LABELSENTRY']._serialized_end=827
+  _globals['_COMMITVERSIONRESPONSE']._serialized_start=1974
+  _globals['_COMMITVERSIONRESPONSE']._serialized_end=2047
+  _globals['_UPDATEENTRYREQUEST']._serialized_start=2050
+  _globals['_UPDATEENTRYREQUEST']._serialized_end=2416
+  _globals['_UPDATEENTRYREQUEST_LABELSENTRY']._serialized_start=782
+  _globals['_UPDATEENTRYREQUEST_LABELSENTRY']._serialized_end=827
+  _globals['_UPDATEENTRYRESPONSE']._serialized_start=2418
+  _globals['_UPDATEENTRYRESPONSE']._serialized_end=2489
+  _globals['_READENTRYREQUEST']._serialized_start=2491
+  _globals['_READENTRYREQUEST']._serialized_end=2539
+  _globals['_READENTRYRESPONSE']._serialized_start=2541
+  _globals['_READENTRYRESPONSE']._serialized_end=2610
+  _globals['_LISTENTRIESREQUEST']._serialized_start=2613
+  _globals['_LISTENTRIESREQUEST']._serialized_end=2867
+  _globals['_LISTENTRIESREQUEST_LABELSENTRY']._serialized_start=782
+  _globals['_LISTENTRIESREQUEST_LABELSENTRY']._serialized_end=827
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=2869
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=2985
+  _globals['_REMOVEENTRYREQUEST']._serialized_start=2988
+  _globals['_REMOVEENTRYREQUEST']._serialized_end=3163
+  _globals['_REMOVEENTRYRESPONSE']._serialized_start=3165
+  _globals['_REMOVEENTRYRESPONSE']._serialized_end=3266
+  _globals['_CLAIMGARBAGEREQUEST']._serialized_start=3268
+  _globals['_CLAIMGARBAGEREQUEST']._serialized_end=3306
+  _globals['_CLAIMGARBAGERESPONSE']._serialized_start=3308
+  _globals['_CLAIMGARBAGERESPONSE']._serialized_end=3402
+  _globals['_CONFIRMDELETEDREQUEST']._serialized_start=3404
+  _globals['_CONFIRMDELETEDREQUEST']._serialized_end=3459
+  _globals['_CONFIRMDELETEDRESPONSE']._serialized_start=3461
+  _globals['_CONFIRMDELETEDRESPONSE']._serialized_end=3485
+  _globals['_WATCHENTRIESREQUEST']._serialized_start=3487
+  _globals['_WATCHENTRIESREQUEST']._serialized_end=3547
+  _globals['_WATCHENTRIESRESPONSE']._serialized_start=3549
+  _globals['_WATCHENTRIESRESPONSE']._serialized_end=3664
+  _globals['_READCLUSTERREQUEST']._serialized_start=3666
+  _globals['_READCLUSTERREQUEST']._serialized_end=3686
+  _globals['_READCLUSTERRESPONSE']._serialized_start=3689
+  _globals['_READCLUSTERRESPONSE']._serialized_end=3828
+  _globals['_WORKERSTATE']._serialized_start=3831
+  _globals['_WORKERSTATE']._serialized_end=4162
+  _globals['_WORKERADAPTER']._serialized_start=4164
+  _globals['_WORKERADAPTER']._serialized_end=4234
+  _globals['_REGISTRYSERVICE']._serialized_start=4237
+  _globals['_REGISTRYSERVICE']._serialized_end=5249
 # @@protoc_insertion_point(module_scope)

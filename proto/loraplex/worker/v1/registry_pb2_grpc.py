@@ -28,6 +28,10 @@ if _version_not_supported:
 class RegistryServiceStub:
     """The registry and the state of the cluster, which live in the scheduler; frontends relay AdapterService and
     ClusterService here. The spec is opaque to the scheduler.
+
+    Bytes in the store are deleted by whoever holds a claim on their digest, and a version is committed only if its digest
+    was not claimed since the committer began: BeginRegistration, put the bytes, CommitVersion. So no order of two
+    frontends leaves a name without its bytes.
     """
 
     def __init__(self, channel):
@@ -36,10 +40,20 @@ class RegistryServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.BeginRegistration = channel.unary_unary(
+                '/loraplex.worker.v1.RegistryService/BeginRegistration',
+                request_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.BeginRegistrationRequest.SerializeToString,
+                response_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.BeginRegistrationResponse.FromString,
+                _registered_method=True)
         self.CommitVersion = channel.unary_unary(
                 '/loraplex.worker.v1.RegistryService/CommitVersion',
                 request_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.CommitVersionRequest.SerializeToString,
                 response_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.CommitVersionResponse.FromString,
+                _registered_method=True)
+        self.UpdateEntry = channel.unary_unary(
+                '/loraplex.worker.v1.RegistryService/UpdateEntry',
+                request_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.UpdateEntryRequest.SerializeToString,
+                response_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.UpdateEntryResponse.FromString,
                 _registered_method=True)
         self.ReadEntry = channel.unary_unary(
                 '/loraplex.worker.v1.RegistryService/ReadEntry',
@@ -56,6 +70,21 @@ class RegistryServiceStub:
                 request_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.RemoveEntryRequest.SerializeToString,
                 response_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.RemoveEntryResponse.FromString,
                 _registered_method=True)
+        self.ClaimGarbage = channel.unary_unary(
+                '/loraplex.worker.v1.RegistryService/ClaimGarbage',
+                request_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.ClaimGarbageRequest.SerializeToString,
+                response_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.ClaimGarbageResponse.FromString,
+                _registered_method=True)
+        self.ConfirmDeleted = channel.unary_unary(
+                '/loraplex.worker.v1.RegistryService/ConfirmDeleted',
+                request_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.ConfirmDeletedRequest.SerializeToString,
+                response_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.ConfirmDeletedResponse.FromString,
+                _registered_method=True)
+        self.WatchEntries = channel.unary_stream(
+                '/loraplex.worker.v1.RegistryService/WatchEntries',
+                request_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.WatchEntriesRequest.SerializeToString,
+                response_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.WatchEntriesResponse.FromString,
+                _registered_method=True)
         self.ReadCluster = channel.unary_unary(
                 '/loraplex.worker.v1.RegistryService/ReadCluster',
                 request_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.ReadClusterRequest.SerializeToString,
@@ -66,10 +95,30 @@ class RegistryServiceStub:
 class RegistryServiceServicer:
     """The registry and the state of the cluster, which live in the scheduler; frontends relay AdapterService and
     ClusterService here. The spec is opaque to the scheduler.
+
+    Bytes in the store are deleted by whoever holds a claim on their digest, and a version is committed only if its digest
+    was not claimed since the committer began: BeginRegistration, put the bytes, CommitVersion. So no order of two
+    frontends leaves a name without its bytes.
     """
 
+    def BeginRegistration(self, request, context):
+        """Before a source is fetched: what the caller must know, and what others may see of it. Again with each state that
+        follows; FAILED is kept for a while. Says so if the request has been carried out already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CommitVersion(self, request, context):
-        """Points (tenant, name) at a version whose bytes are already in the store. Idempotent for the same digest.
+        """Points (tenant, name) at a version whose bytes are already in the store. Idempotent for the same digest. ABORTED /
+        STORE_CHANGED if the digest is claimed, or was since store_sequence: begin again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateEntry(self, request, context):
+        """Changes what is not the version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +143,27 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClaimGarbage(self, request, context):
+        """Digests that nothing points at, for the caller alone to delete within the time given.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmDeleted(self, request, context):
+        """Their bytes have left the store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEntries(self, request, context):
+        """As AdapterService.WatchAdapters.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadCluster(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -103,10 +173,20 @@ class RegistryServiceServicer:
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'BeginRegistration': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginRegistration,
+                    request_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.BeginRegistrationRequest.FromString,
+                    response_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.BeginRegistrationResponse.SerializeToString,
+            ),
             'CommitVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitVersion,
                     request_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.CommitVersionRequest.FromString,
                     response_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.CommitVersionResponse.SerializeToString,
+            ),
+            'UpdateEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEntry,
+                    request_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.UpdateEntryRequest.FromString,
+                    response_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.UpdateEntryResponse.SerializeToString,
             ),
             'ReadEntry': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadEntry,
@@ -122,6 +202,21 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.RemoveEntry,
                     request_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.RemoveEntryRequest.FromString,
                     response_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.RemoveEntryResponse.SerializeToString,
+            ),
+            'ClaimGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimGarbage,
+                    request_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.ClaimGarbageRequest.FromString,
+                    response_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.ClaimGarbageResponse.SerializeToString,
+            ),
+            'ConfirmDeleted': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmDeleted,
+                    request_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.ConfirmDeletedRequest.FromString,
+                    response_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.ConfirmDeletedResponse.SerializeToString,
+            ),
+            'WatchEntries': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEntries,
+                    request_deserializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.WatchEntriesRequest.FromString,
+                    response_serializer=loraplex_dot_worker_dot_v1_dot_registry__pb2.WatchEntriesResponse.SerializeToString,
             ),
             'ReadCluster': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadCluster,
@@ -139,7 +234,38 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 class RegistryService:
     """The registry and the state of the cluster, which live in the scheduler; frontends relay AdapterService and
     ClusterService here. The spec is opaque to the scheduler.
+
+    Bytes in the store are deleted by whoever holds a claim on their digest, and a version is committed only if its digest
+    was not claimed since the committer began: BeginRegistration, put the bytes, CommitVersion. So no order of two
+    frontends leaves a name without its bytes.
     """
+
+    @staticmethod
+    def BeginRegistration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.worker.v1.RegistryService/BeginRegistration',
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.BeginRegistrationRequest.SerializeToString,
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.BeginRegistrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def CommitVersion(request,
@@ -158,6 +284,33 @@ class RegistryService:
             '/loraplex.worker.v1.RegistryService/CommitVersion',
             loraplex_dot_worker_dot_v1_dot_registry__pb2.CommitVersionRequest.SerializeToString,
             loraplex_dot_worker_dot_v1_dot_registry__pb2.CommitVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.worker.v1.RegistryService/UpdateEntry',
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.UpdateEntryRequest.SerializeToString,
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.UpdateEntryResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -239,6 +392,87 @@ class RegistryService:
             '/loraplex.worker.v1.RegistryService/RemoveEntry',
             loraplex_dot_worker_dot_v1_dot_registry__pb2.RemoveEntryRequest.SerializeToString,
             loraplex_dot_worker_dot_v1_dot_registry__pb2.RemoveEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.worker.v1.RegistryService/ClaimGarbage',
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.ClaimGarbageRequest.SerializeToString,
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.ClaimGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmDeleted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.worker.v1.RegistryService/ConfirmDeleted',
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.ConfirmDeletedRequest.SerializeToString,
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.ConfirmDeletedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loraplex.worker.v1.RegistryService/WatchEntries',
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.WatchEntriesRequest.SerializeToString,
+            loraplex_dot_worker_dot_v1_dot_registry__pb2.WatchEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

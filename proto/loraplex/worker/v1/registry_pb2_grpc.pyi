@@ -29,39 +29,89 @@ GRPC_VERSION: str
 class RegistryServiceStub:
     """The registry and the state of the cluster, which live in the scheduler; frontends relay AdapterService and
     ClusterService here. The spec is opaque to the scheduler.
+
+    Bytes in the store are deleted by whoever holds a claim on their digest, and a version is committed only if its digest
+    was not claimed since the committer began: BeginRegistration, put the bytes, CommitVersion. So no order of two
+    frontends leaves a name without its bytes.
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
+    BeginRegistration: _grpc.UnaryUnaryMultiCallable[_registry_pb2.BeginRegistrationRequest, _registry_pb2.BeginRegistrationResponse]
+    """Before a source is fetched: what the caller must know, and what others may see of it. Again with each state that
+    follows; FAILED is kept for a while. Says so if the request has been carried out already.
+    """
     CommitVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CommitVersionRequest, _registry_pb2.CommitVersionResponse]
-    """Points (tenant, name) at a version whose bytes are already in the store. Idempotent for the same digest."""
+    """Points (tenant, name) at a version whose bytes are already in the store. Idempotent for the same digest. ABORTED /
+    STORE_CHANGED if the digest is claimed, or was since store_sequence: begin again.
+    """
+    UpdateEntry: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateEntryRequest, _registry_pb2.UpdateEntryResponse]
+    """Changes what is not the version."""
     ReadEntry: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReadEntryRequest, _registry_pb2.ReadEntryResponse]
     ListEntries: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListEntriesRequest, _registry_pb2.ListEntriesResponse]
     RemoveEntry: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RemoveEntryRequest, _registry_pb2.RemoveEntryResponse]
     """Answers when the last lease is gone and every worker has freed the bytes."""
+    ClaimGarbage: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ClaimGarbageRequest, _registry_pb2.ClaimGarbageResponse]
+    """Digests that nothing points at, for the caller alone to delete within the time given."""
+    ConfirmDeleted: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ConfirmDeletedRequest, _registry_pb2.ConfirmDeletedResponse]
+    """Their bytes have left the store."""
+    WatchEntries: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchEntriesRequest, _registry_pb2.WatchEntriesResponse]
+    """As AdapterService.WatchAdapters."""
     ReadCluster: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReadClusterRequest, _registry_pb2.ReadClusterResponse]
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
     """The registry and the state of the cluster, which live in the scheduler; frontends relay AdapterService and
     ClusterService here. The spec is opaque to the scheduler.
+
+    Bytes in the store are deleted by whoever holds a claim on their digest, and a version is committed only if its digest
+    was not claimed since the committer began: BeginRegistration, put the bytes, CommitVersion. So no order of two
+    frontends leaves a name without its bytes.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    BeginRegistration: _aio.UnaryUnaryMultiCallable[_registry_pb2.BeginRegistrationRequest, _registry_pb2.BeginRegistrationResponse]  # type: ignore[assignment]
+    """Before a source is fetched: what the caller must know, and what others may see of it. Again with each state that
+    follows; FAILED is kept for a while. Says so if the request has been carried out already.
+    """
     CommitVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CommitVersionRequest, _registry_pb2.CommitVersionResponse]  # type: ignore[assignment]
-    """Points (tenant, name) at a version whose bytes are already in the store. Idempotent for the same digest."""
+    """Points (tenant, name) at a version whose bytes are already in the store. Idempotent for the same digest. ABORTED /
+    STORE_CHANGED if the digest is claimed, or was since store_sequence: begin again.
+    """
+    UpdateEntry: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateEntryRequest, _registry_pb2.UpdateEntryResponse]  # type: ignore[assignment]
+    """Changes what is not the version."""
     ReadEntry: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReadEntryRequest, _registry_pb2.ReadEntryResponse]  # type: ignore[assignment]
     ListEntries: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListEntriesRequest, _registry_pb2.ListEntriesResponse]  # type: ignore[assignment]
     RemoveEntry: _aio.UnaryUnaryMultiCallable[_registry_pb2.RemoveEntryRequest, _registry_pb2.RemoveEntryResponse]  # type: ignore[assignment]
     """Answers when the last lease is gone and every worker has freed the bytes."""
+    ClaimGarbage: _aio.UnaryUnaryMultiCallable[_registry_pb2.ClaimGarbageRequest, _registry_pb2.ClaimGarbageResponse]  # type: ignore[assignment]
+    """Digests that nothing points at, for the caller alone to delete within the time given."""
+    ConfirmDeleted: _aio.UnaryUnaryMultiCallable[_registry_pb2.ConfirmDeletedRequest, _registry_pb2.ConfirmDeletedResponse]  # type: ignore[assignment]
+    """Their bytes have left the store."""
+    WatchEntries: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchEntriesRequest, _registry_pb2.WatchEntriesResponse]  # type: ignore[assignment]
+    """As AdapterService.WatchAdapters."""
     ReadCluster: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReadClusterRequest, _registry_pb2.ReadClusterResponse]  # type: ignore[assignment]
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """The registry and the state of the cluster, which live in the scheduler; frontends relay AdapterService and
     ClusterService here. The spec is opaque to the scheduler.
+
+    Bytes in the store are deleted by whoever holds a claim on their digest, and a version is committed only if its digest
+    was not claimed since the committer began: BeginRegistration, put the bytes, CommitVersion. So no order of two
+    frontends leaves a name without its bytes.
     """
+
+    @_abc_1.abstractmethod
+    def BeginRegistration(
+        self,
+        request: _registry_pb2.BeginRegistrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.BeginRegistrationResponse, _abc.Awaitable[_registry_pb2.BeginRegistrationResponse]]:
+        """Before a source is fetched: what the caller must know, and what others may see of it. Again with each state that
+        follows; FAILED is kept for a while. Says so if the request has been carried out already.
+        """
 
     @_abc_1.abstractmethod
     def CommitVersion(
@@ -69,7 +119,17 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.CommitVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.CommitVersionResponse, _abc.Awaitable[_registry_pb2.CommitVersionResponse]]:
-        """Points (tenant, name) at a version whose bytes are already in the store. Idempotent for the same digest."""
+        """Points (tenant, name) at a version whose bytes are already in the store. Idempotent for the same digest. ABORTED /
+        STORE_CHANGED if the digest is claimed, or was since store_sequence: begin again.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateEntry(
+        self,
+        request: _registry_pb2.UpdateEntryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.UpdateEntryResponse, _abc.Awaitable[_registry_pb2.UpdateEntryResponse]]:
+        """Changes what is not the version."""
 
     @_abc_1.abstractmethod
     def ReadEntry(
@@ -92,6 +152,30 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.RemoveEntryResponse, _abc.Awaitable[_registry_pb2.RemoveEntryResponse]]:
         """Answers when the last lease is gone and every worker has freed the bytes."""
+
+    @_abc_1.abstractmethod
+    def ClaimGarbage(
+        self,
+        request: _registry_pb2.ClaimGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ClaimGarbageResponse, _abc.Awaitable[_registry_pb2.ClaimGarbageResponse]]:
+        """Digests that nothing points at, for the caller alone to delete within the time given."""
+
+    @_abc_1.abstractmethod
+    def ConfirmDeleted(
+        self,
+        request: _registry_pb2.ConfirmDeletedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ConfirmDeletedResponse, _abc.Awaitable[_registry_pb2.ConfirmDeletedResponse]]:
+        """Their bytes have left the store."""
+
+    @_abc_1.abstractmethod
+    def WatchEntries(
+        self,
+        request: _registry_pb2.WatchEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchEntriesResponse], _abc.AsyncIterator[_registry_pb2.WatchEntriesResponse]]:
+        """As AdapterService.WatchAdapters."""
 
     @_abc_1.abstractmethod
     def ReadCluster(
