@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from loraplex_cli import adapters, processes
+from loraplex_cli import adapters, processes, simulate
 from loraplex_cli import model as model_commands
 from loraplex_cli.chat import chat
 from loraplex_cli.console import ReportingGroup
@@ -64,6 +64,7 @@ app.command()(doctor)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(model_commands.app, name="model")
 processes.add_to(app)
+simulate.add_to(app)
 
 if __name__ == "__main__":
     app()
