@@ -71,6 +71,11 @@ class Number:
         assert self.spec.kind is Kind.GAUGE, self.spec.name
         self._values[labels] = value
 
+    def follow(self, total: float, *labels: str) -> None:
+        """A counter whose total somebody else keeps."""
+        assert total >= self._values.get(labels, 0), (self.spec.name, labels, total)
+        self._values[labels] = total
+
     def value(self, *labels: str) -> float:
         return self._values.get(labels, 0)
 
