@@ -9,7 +9,7 @@ from loraplex_worker.engine.command import Command, Reset
 from loraplex_worker.engine.engine import Engine
 from loraplex_worker.engine.refusal import CommandRefused
 from loraplex_worker.engine.report import StepReport
-from loraplex_worker.step_thread import StepProgress, StepThread
+from loraplex_worker.step_thread import LoopTimes, StepProgress, StepThread
 
 _Args = TypeVarTuple("_Args")
 
@@ -30,11 +30,22 @@ class EngineListener(Protocol):
         ...
 
 
+class EngineObserver(Protocol):
+    """Told the same whether anybody listens or not, and counts it. Called on the loop; must not raise."""
+
+    def on_report(self, report: StepReport) -> None: ...
+
+    def on_refused(self, refusal: CommandRefused) -> None: ...
+
+    def on_applied(self, command: Command) -> None: ...
+
+
 class EnginePort:
     """Owns the step thread of one engine. All methods are for the loop that made it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, observer: EngineObserver | None = None) -> None:
         """Nothing runs before ``start``. Must be called on the running loop."""
+        self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._listener: EngineListener | None = None
         self._resets: collections.deque[asyncio.Future[None]] = collections.deque()
@@ -81,6 +92,9 @@ class EnginePort:
     def progress(self) -> StepProgress:
         return self._thread.progress()
 
+    def times(self) -> LoopTimes:
+        return self._thread.times()
+
     async def watch(self) -> None:
         """Raises EngineFailed when the step thread does; never returns."""
         error = await asyncio.shield(self._failed)
@@ -93,14 +107,20 @@ class EnginePort:
         return hop
 
     def _report(self, report: StepReport) -> None:
+        if self._observer is not None:
+            self._observer.on_report(report)
         if self._listener is not None:
             self._listener.on_report(report)
 
     def _refuse(self, command: Command, refusal: CommandRefused) -> None:
+        if self._observer is not None:
+            self._observer.on_refused(refusal)
         if self._listener is not None:
             self._listener.on_refused(command, refusal)
 
     def _apply(self, command: Command) -> None:
+        if self._observer is not None:
+            self._observer.on_applied(command)
         if isinstance(command, Reset):
             done = self._resets.popleft()
             if not done.done():

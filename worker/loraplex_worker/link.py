@@ -13,7 +13,8 @@ from loraplex_contract.channel import LINK_OPTIONS
 from loraplex_worker import convert
 from loraplex_worker.adapter_cache import AdapterCache
 from loraplex_worker.engine_port import EnginePort
-from loraplex_worker.link_session import LinkLost, LinkSession, Term, read_frame, write_frame
+from loraplex_worker.link_session import LinkLost, LinkSession, LoadObserver, Term, read_frame, write_frame
+from loraplex_worker.link_state import LinkState
 from loraplex_worker.registration import Registration
 from loraplex_worker.settings import WorkerSettings
 
@@ -26,7 +27,13 @@ class SchedulerLink:
     """Keeps one stream to the scheduler. Each stream is a term of its own: it begins with an empty engine."""
 
     def __init__(
-        self, settings: WorkerSettings, registration: Registration, port: EnginePort, cache: AdapterCache
+        self,
+        settings: WorkerSettings,
+        registration: Registration,
+        port: EnginePort,
+        cache: AdapterCache,
+        *,
+        observer: LoadObserver | None = None,
     ) -> None:
         self._settings = settings
         self._registration = registration
@@ -34,6 +41,18 @@ class SchedulerLink:
         self._cache = cache
         self._highest_epoch = 0
         self._backoff_s = MIN_BACKOFF_S
+        self._observer = observer
+        self._session: LinkSession | None = None
+        self._num_losses = 0
+
+    def state(self) -> LinkState:
+        session = self._session
+        return LinkState(
+            is_up=session is not None,
+            lease_left_s=0.0 if session is None else session.lease_left_s,
+            num_waiting_frames=0 if session is None else session.num_waiting_frames,
+            num_losses=self._num_losses,
+        )
 
     async def run(self, leave: asyncio.Event) -> None:
         """Serves until ``leave`` is set; then says Leave, if a scheduler is there, and returns.
@@ -45,6 +64,7 @@ class SchedulerLink:
             try:
                 await self._serve(leave)
             except* LinkLost as group:
+                self._num_losses += 1
                 _LOG.warning("scheduler_lost", why=str(_first(group)), retry_s=self._backoff_s)
                 await self._wait(leave)
 
@@ -62,14 +82,18 @@ class SchedulerLink:
                 registered_s=registered_s,
                 page_bytes=self._registration.page_bytes,
                 load_timeout_s=self._settings.load_timeout_s,
+                observer=self._observer,
             )
             _LOG.info("registered", epoch=term.epoch, scheduler=self._settings.scheduler)
             self._backoff_s = MIN_BACKOFF_S
+            self._session = session
             try:
                 await session.run(leave, leave_timeout_s=self._settings.leave_timeout_s)
             except* LinkLost:
                 await session.end()
                 raise
+            finally:
+                self._session = None
 
     async def _register(self, call: Any) -> Term:
         # A new incarnation for each stream: this worker holds nothing any more of what an earlier one was told.

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import time
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 import structlog
@@ -51,6 +51,14 @@ class Term:
         return term
 
 
+class LoadObserver(Protocol):
+    """Counts how load orders ended."""
+
+    def on_loaded(self, load_time_ns: int) -> None: ...
+
+    def on_load_failed(self, reason: str) -> None: ...
+
+
 class LinkSession:
     """Carries deltas down and reports up during one term. Lives on the loop; ``run`` is its whole life."""
 
@@ -64,6 +72,7 @@ class LinkSession:
         registered_s: float,
         page_bytes: int,
         load_timeout_s: float,
+        observer: LoadObserver | None = None,
     ) -> None:
         """Take over a call on which Registered has come.
 
@@ -75,11 +84,13 @@ class LinkSession:
             registered_s: monotonic time at which Register was sent: the lease runs from then.
             page_bytes: of one page of the pool.
             load_timeout_s: for loads without a timeout of their own.
+            observer: told how each load order ended.
         """
         self._call = call
         self._term = term
         self._port = port
         self._cache = cache
+        self._observer = observer
         self._lease = Lease(ttl_s=term.lease_ttl_s, now_s=registered_s)
         self._outbox: asyncio.Queue[worker_link_pb2.ServeRequest] = asyncio.Queue(MAX_WAITING_FRAMES)
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -109,6 +120,14 @@ class LinkSession:
                     task.cancel()
         finally:
             self._port.listen(None)
+
+    @property
+    def lease_left_s(self) -> float:
+        return max(0.0, self._lease.expires_s - time.monotonic())
+
+    @property
+    def num_waiting_frames(self) -> int:
+        return self._outbox.qsize()
 
     async def end(self) -> None:
         """Drop every sequence and detach every adapter; the host cache keeps them.
@@ -231,6 +250,8 @@ class LinkSession:
         self._send(refused=convert.refusal_to_pb(refusal, epoch=self._term.epoch))
 
     def _on_device(self, digest: str, load_time_ns: int, num_bytes: int) -> None:
+        if self._observer is not None:
+            self._observer.on_loaded(load_time_ns)
         epoch = self._term.epoch
         self._send(adapter=convert.on_device_to_pb(digest, epoch=epoch, load_time_ns=load_time_ns, num_bytes=num_bytes))
 
@@ -238,6 +259,8 @@ class LinkSession:
         self._send(adapter=convert.evicted_to_pb(digest, epoch=self._term.epoch))
 
     def _on_failed(self, digest: str, error: LoraplexError) -> None:
+        if self._observer is not None:
+            self._observer.on_load_failed(error.reason)
         _LOG.warning("adapter_load_failed", digest=digest, reason=error.reason, message=error.message)
         self._send(adapter=convert.failed_to_pb(digest, error, epoch=self._term.epoch))
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from loraplex_contract.metrics_address import MetricsListen
 from loraplex_contract.settings import ProcessSettings
 
 
@@ -49,6 +50,10 @@ class WorkerSettings(ProcessSettings):
     """How long a load may take where the scheduler does not say."""
     num_threads: Annotated[int | None, Field(ge=1, le=1024)] = None
     """Threads of a matrix product. Default: every core that this process may run on."""
+    metrics_listen: MetricsListen = ""
+    """Address of /metrics: plain HTTP, without credentials. Port 0: any free one, see --port-file. Empty: none."""
+    port_file: Path | None = None
+    """Written as JSON before the scheduler is dialled: the address of the metrics."""
     register_timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0
     """A scheduler that has not answered the registration by then is dialled again."""
     leave_timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0

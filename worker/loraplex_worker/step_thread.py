@@ -28,10 +28,22 @@ class StepProgress:
     is_alive: bool
     num_pending: int
     """Commands not yet applied."""
+    num_sequences: int
+    """Live ones, paused ones too."""
 
     def loop_age_ns(self, now_ns: int) -> int:
         """How long the loop has been in its present turn; 0 while it is idle."""
         return 0 if self.is_idle else max(0, now_ns - self.turn_ns)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class LoopTimes:
+    """Where the loop's time went since it started. The step thread adds; reading from elsewhere is as of just now."""
+
+    commands_ns: int = 0
+    step_ns: int = 0
+    report_ns: int = 0
+    idle_ns: int = 0
 
 
 class StepThread:
@@ -76,6 +88,7 @@ class StepThread:
         self._is_idle = True
         self._turn_ns = time.monotonic_ns()
         self._num_steps = engine.num_steps
+        self._times = LoopTimes()
         # Not a daemon: an interpreter that exits in the middle of a step may crash in native code.
         self._thread = threading.Thread(target=self._run, name="step", daemon=False)
 
@@ -119,7 +132,12 @@ class StepThread:
                 is_idle=self._is_idle and not self._inbox,
                 is_alive=self._thread.is_alive(),
                 num_pending=len(self._inbox),
+                num_sequences=self._engine.num_sequences,
             )
+
+    def times(self) -> LoopTimes:
+        """A copy. Takes no lock."""
+        return dataclasses.replace(self._times)
 
     def stop(self, timeout_s: float = 30.0) -> bool:
         """End the loop after the present step; commands that are still pending are dropped.
@@ -138,8 +156,10 @@ class StepThread:
     def _run(self) -> None:
         try:
             while (commands := self._next_commands()) is not None:
+                start_ns = time.perf_counter_ns()
                 for command in commands:
                     self._apply(command)
+                self._times.commands_ns += time.perf_counter_ns() - start_ns
                 self._step()
         except BaseException as error:
             self._end(error)
@@ -152,7 +172,9 @@ class StepThread:
         with self._changed:
             while not (has_work or self._inbox or self._is_stopping):
                 self._is_idle = True
+                start_ns = time.perf_counter_ns()
                 self._changed.wait()
+                self._times.idle_ns += time.perf_counter_ns() - start_ns
             self._is_idle = False
             self._turn_ns = time.monotonic_ns()
             if self._is_stopping:
@@ -170,10 +192,14 @@ class StepThread:
             self._on_applied(command)
 
     def _step(self) -> None:
+        start_ns = time.perf_counter_ns()
         report = self._engine.step()
+        stepped_ns = time.perf_counter_ns()
+        self._times.step_ns += stepped_ns - start_ns
         if report is not None:
             self._num_steps = report.step
             self._on_report(report)
+            self._times.report_ns += time.perf_counter_ns() - stepped_ns
 
     def _check_now_and_then(self) -> None:
         now_ns = time.monotonic_ns()

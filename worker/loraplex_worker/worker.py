@@ -1,8 +1,11 @@
 """The worker process put together: model, engine, step thread, adapter cache, link."""
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -10,12 +13,14 @@ import torch
 
 from loraplex_adapters.store import AdapterStore
 from loraplex_contract.errors import FailedPrecondition
+from loraplex_contract.metrics import Family
 from loraplex_worker.adapter_cache import AdapterCache
 from loraplex_worker.base_model import DTYPES, load_decoder, model_fingerprint
 from loraplex_worker.engine.engine import Engine
 from loraplex_worker.engine.engine_config import EngineConfig
 from loraplex_worker.engine_port import EnginePort
 from loraplex_worker.link import SchedulerLink
+from loraplex_worker.metrics_observer import MetricsObserver
 from loraplex_worker.model.decoder import Decoder
 from loraplex_worker.model.kv_cache import KvCache
 from loraplex_worker.registration import Registration
@@ -47,7 +52,8 @@ async def serve(settings: WorkerSettings, decoder: Decoder, leave: asyncio.Event
     config = engine_config(settings, decoder)
     registration = registration_of(settings, decoder, config)
     store = await asyncio.to_thread(AdapterStore, settings.store)
-    port = EnginePort(Engine.for_decoder(decoder, config))
+    observer = MetricsObserver() if settings.metrics_listen else None
+    port = EnginePort(Engine.for_decoder(decoder, config), observer=observer)
     cache = AdapterCache(
         store,
         config=decoder.config,
@@ -55,16 +61,51 @@ async def serve(settings: WorkerSettings, decoder: Decoder, leave: asyncio.Event
         budget_bytes=settings.host_cache_bytes,
         num_loaders=settings.num_loaders,
     )
+    link = SchedulerLink(settings, registration, port, cache, observer=observer)
     _LOG.info("ready_to_dial", num_pages=config.num_pages, page_bytes=registration.page_bytes)
     port.start()
     try:
-        async with asyncio.TaskGroup() as tasks:
-            watch = tasks.create_task(port.watch(), name="worker/watch-engine")
-            # Says Leave, or cancels the stream if the engine failed; closes its channel either way.
-            await SchedulerLink(settings, registration, port, cache).run(leave)
-            watch.cancel()
+        with _metrics(settings, observer, port, cache, link) as metrics:
+            _write_port_file(settings, metrics)
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(port.watch(), name="worker/watch-engine")
+                # Says Leave, or cancels the stream if the engine failed; closes its channel either way.
+                await link.run(leave)
+                watch.cancel()
     finally:
         await _close(port, cache)
+
+
+@contextlib.contextmanager
+def _metrics(
+    settings: WorkerSettings,
+    observer: MetricsObserver | None,
+    port: EnginePort,
+    cache: AdapterCache,
+    link: SchedulerLink,
+) -> Iterator[str]:
+    """The address of the metrics; "" where they are off, and nothing is counted."""
+    if observer is None:
+        yield ""
+        return
+    # Here and not at the top: a worker without metrics needs no client library for them.
+    from loraplex_contract.metrics_endpoint import metrics_served
+
+    def collect() -> list[Family]:
+        return observer.collect(port.progress(), port.times(), cache.statistics(), link.state())
+
+    with metrics_served(settings.metrics_listen, collect, process="worker", name=settings.worker_id) as address:
+        _LOG.info("metrics_served", metrics=address)
+        yield address
+
+
+def _write_port_file(settings: WorkerSettings, metrics: str) -> None:
+    """Atomically, so that a reader sees all of it or nothing."""
+    path = settings.port_file
+    if path is not None:
+        staging = path.with_name(f".{path.name}.{os.getpid()}")
+        staging.write_text(json.dumps({"metrics": metrics} if metrics else {}))
+        staging.replace(path)
 
 
 async def _close(port: EnginePort, cache: AdapterCache) -> None:
