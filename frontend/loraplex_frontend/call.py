@@ -70,9 +70,14 @@ class Call:
             self._end()
 
     async def _start(self, request: generation_pb2.SubmitRequest, context: Any) -> Generation:
-        self._generation = generation = await self._submission.start(
-            request, tenant=self._tenant, reader=self, time_left_s=context.time_remaining()
-        )
+        self._submission.count_received()
+        try:
+            self._generation = generation = await self._submission.start(
+                request, tenant=self._tenant, reader=self, time_left_s=context.time_remaining()
+            )
+        except asyncio.CancelledError:
+            self._submission.count_refused(self._tenant, None)
+            raise
         return generation
 
     def _end(self) -> None:
@@ -137,7 +142,7 @@ class Call:
             message = f"the answer is larger than {self._max_bytes} bytes: use SubmitStream, or ask for less"
             self._error = ResourceExhausted(message, reason="RESPONSE_TOO_LARGE")
         if self._generation is not None:
-            self._generation.overflow()
+            self._generation.overflow(self._error)
 
     def _finish(self, generation: Generation) -> None:
         log_end(generation, tenant=self._tenant)

@@ -11,6 +11,7 @@ from loraplex_contract.errors import Internal, LoraplexError, ResourceExhausted
 from loraplex_frontend import convert
 from loraplex_frontend.outbox import Outbox
 from loraplex_frontend.request import GenerationRequest
+from loraplex_frontend.request_metrics import RequestRecord
 from loraplex_frontend.sequence import Sequence
 from loraplex_frontend.text.decode_table import DecodeTable
 from loraplex_frontend.text.stop_strings import StopStrings
@@ -63,6 +64,7 @@ class Generation:
         reader: Reader,
         upstream: Upstream,
         clock: Callable[[], float],
+        record: RequestRecord | None = None,
     ) -> None:
         self.handle: Final = handle
         """On the link."""
@@ -81,6 +83,7 @@ class Generation:
         self._reader = reader
         self._upstream = upstream
         self._clock = clock
+        self._record = record
         self._info: generation_pb2.PromptInfo | None = None
         stops = StopStrings(request.stop.strings) if request.stop.strings else None
         self.sequences: Final = tuple(
@@ -102,12 +105,14 @@ class Generation:
 
     def on_rejected(self, error: LoraplexError) -> None:
         if not self.is_over:
-            self._close()
             self.error = error
+            self._close()
             self._reader.on_rejected(self, error)
 
     def on_started(self, started: frontend_link_pb2.LinkStarted) -> None:
         if not self.is_over:
+            if self._record is not None:
+                self._record.on_started([adapter.name for adapter in started.adapters])
             self._info = convert.prompt_info(started, num_prompt_tokens=self.num_prompt_tokens, model=self._model_name)
             self._reader.on_started(self, self._info)
 
@@ -131,9 +136,11 @@ class Generation:
             return
         if sequence.is_over:
             return
-        num_bytes = sequence.num_bytes
-        sequence.push(token_ids, logprobs if self._request.output.top_logprobs is not None else (), self._clock())
+        num_bytes, now_s = sequence.num_bytes, self._clock()
+        sequence.push(token_ids, logprobs if self._request.output.top_logprobs is not None else (), now_s)
         self._reader.outbox.notify(sequence, sequence.num_bytes - num_bytes)
+        if self._record is not None:
+            self._record.on_tokens(index, sequence.num_received - first_token, now_s)
         if sequence.stop_string is not None:
             self._upstream.stop(self.handle, index, sequence.num_received)
         self._check_overflow()
@@ -164,8 +171,8 @@ class Generation:
             self._upstream.cancel(self.handle)
             self._fail(error)
 
-    def overflow(self) -> None:
-        """The reader is past its cap: what waits is given up, and the request with it."""
+    def overflow(self, error: LoraplexError | None = None) -> None:
+        """The reader is past its cap: what waits is given up, and the request with it, for being slow or as it says."""
         if self.is_over:
             return
         for sequence in self.sequences:
@@ -174,7 +181,7 @@ class Generation:
                 sequence.drop_pending()
                 self._reader.outbox.notify(sequence, -num_bytes)
         message = "the reader took the output too slowly: read faster, or give token credit and use several sessions"
-        self.fail(ResourceExhausted(message, reason="SLOW_CONSUMER", retry_delay_s=1.0))
+        self.fail(error or ResourceExhausted(message, reason="SLOW_CONSUMER", retry_delay_s=1.0))
 
     def abandon(self) -> None:
         """Nobody reads any more."""
@@ -188,8 +195,8 @@ class Generation:
         if self.is_over:
             return
         if not self.is_accepted:
-            self._close()
             self.error = error
+            self._close()
             self._reader.on_rejected(self, error)
             return
         for sequence in self.sequences:
@@ -210,16 +217,17 @@ class Generation:
         num_bytes = sequence.num_bytes
         sequence.end(finish)
         if sequence.stop_string is not None:
-            sequence.replace_finish(
-                convert.stop_string_finish(
-                    sequence.stop_string,
-                    finish,
-                    num_prompt_tokens=self.num_prompt_tokens,
-                    num_output_tokens=sequence.num_received,
-                )
+            finish = convert.stop_string_finish(
+                sequence.stop_string,
+                finish,
+                num_prompt_tokens=self.num_prompt_tokens,
+                num_output_tokens=sequence.num_received,
             )
+            sequence.replace_finish(finish)
         elif error is not None and self.error is None:
             self.error = error
+        if self._record is not None:
+            self._record.on_sequence_end(finish)
         self._num_unfinished -= 1
         self._reader.outbox.notify(sequence, sequence.num_bytes - num_bytes)
 
@@ -231,6 +239,14 @@ class Generation:
     def _close(self) -> None:
         self.is_over = True
         self._upstream.forget(self.handle)
+        if self._record is not None:
+            self._record.on_over(
+                error=self.error,
+                is_abandoned=self._num_unfinished > 0,
+                num_prompt_tokens=self.num_prompt_tokens,
+                num_output_tokens=self.num_output_tokens,
+                now_s=self._clock(),
+            )
 
     def _check_overflow(self) -> None:
         if self._reader.outbox.is_over_cap:

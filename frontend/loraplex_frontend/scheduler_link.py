@@ -54,6 +54,8 @@ class SchedulerLink:
         self._last_nonce = 0
         self._heartbeat_s = 1.0
         self._num_missed = 0
+        self.num_losses = 0
+        """Streams that were lost and attempts that failed."""
         self.turn = 0
         """Of the scheduler, last heard."""
         self.cluster = frontend_link_pb2.ClusterSummary()
@@ -156,6 +158,7 @@ class SchedulerLink:
                 tasks.create_task(self._watch(), name="link/watch")
         except* (_LinkLost, grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as group:
             if not self._is_closing:
+                self.num_losses += 1
                 _log.warning("scheduler link down", was_up=was_up, cause=_cause(group))
         finally:
             call.cancel()

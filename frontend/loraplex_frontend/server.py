@@ -21,6 +21,8 @@ from loraplex_adapters.store import AdapterStore
 from loraplex_contract.channel import LINK_OPTIONS, MAX_MESSAGE_BYTES, SERVER_OPTIONS
 from loraplex_contract.errors import Unavailable
 from loraplex_contract.interceptor import ErrorInterceptor
+from loraplex_contract.metrics import Family, MetricTable
+from loraplex_contract.metrics_endpoint import metrics_served
 from loraplex_frontend import health
 from loraplex_frontend.adapter_ingest import AdapterIngest
 from loraplex_frontend.adapter_registration import AdapterRegistration
@@ -29,10 +31,13 @@ from loraplex_frontend.auth import AuthInterceptor
 from loraplex_frontend.auth_keys import AuthKeys
 from loraplex_frontend.cluster_service import ClusterService
 from loraplex_frontend.inference_service import InferenceService
+from loraplex_frontend.metrics import SPECS
 from loraplex_frontend.model_folder import ModelFolder
 from loraplex_frontend.model_service import ModelService
 from loraplex_frontend.open_calls import OpenCalls
 from loraplex_frontend.registry_client import RegistryClient
+from loraplex_frontend.request_metrics import RequestMetrics
+from loraplex_frontend.rpc_metrics import RpcMetrics
 from loraplex_frontend.scheduler_link import PROTOCOL_VERSION, SchedulerLink
 from loraplex_frontend.session_settings import SessionSettings
 from loraplex_frontend.settings import FrontendSettings
@@ -60,6 +65,8 @@ class Frontend:
         self._cluster_changed = asyncio.Event()
         self._health = health.Health()
         self._calls = OpenCalls()
+        self._metrics = MetricTable(SPECS)
+        self._requests = RequestMetrics(self._metrics, max_adapters=settings.metrics_max_adapters)
         self.ports: dict[str, str] = {}
         """Bound addresses, once ``is_listening``."""
         self.is_listening = asyncio.Event()
@@ -78,6 +85,17 @@ class Frontend:
         self._build()
         public, admin = self._servers()
         self._bind(public, admin)
+        settings = self._settings
+        with metrics_served(
+            settings.metrics_listen, self._collect, process="frontend", name=self._frontend_id
+        ) as self.ports["metrics"]:
+            await self._serve(public, admin)
+        await self._channel.close()
+        self._tokenizer.close()
+        self._ingest.close()
+        _log.info("frontend stopped", frontend_id=self._frontend_id)
+
+    async def _serve(self, public: Any, admin: Any) -> None:
         await self._health.start()
         await public.start()
         await admin.start()
@@ -93,10 +111,16 @@ class Frontend:
                 await self._shut_down(public, admin)
                 link.cancel()
                 watch.cancel()
-        await self._channel.close()
-        self._tokenizer.close()
-        self._ingest.close()
-        _log.info("frontend stopped", frontend_id=self._frontend_id)
+
+    def _collect(self) -> list[Family]:
+        number = self._metrics.number
+        number("loraplex_open_requests").set(self._submission.num_preparing, "preparing")
+        number("loraplex_open_requests").set(self._link.num_open, "submitted")
+        number("loraplex_streams").set(len(self._calls))
+        number("loraplex_link_up").set(self._link.is_up)
+        number("loraplex_link_losses_total").follow(self._link.num_losses)
+        number("loraplex_ready_workers").set(self._link.cluster.num_ready_workers)
+        return self._metrics.collect()
 
     # --- assembly ---
 
@@ -132,6 +156,7 @@ class Frontend:
             max_open=settings.max_open_requests,
             max_prompt_bytes=settings.max_prompt_bytes,
             max_timeout_s=settings.max_timeout_s,
+            metrics=self._requests if settings.metrics_listen else None,
         )
 
     def _hello(self) -> frontend_link_pb2.Hello:
@@ -143,7 +168,8 @@ class Frontend:
         )
 
     def _servers(self) -> tuple[grpc.aio.Server, grpc.aio.Server]:
-        interceptors = (ErrorInterceptor(), AuthInterceptor(self._keys))
+        counting = (RpcMetrics(self._metrics),) if self._settings.metrics_listen else ()
+        interceptors = (ErrorInterceptor(), *counting, AuthInterceptor(self._keys))
         public = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         admin = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         self._add_public_services(public)
@@ -196,7 +222,7 @@ class Frontend:
         path = self._settings.port_file
         if path is not None:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(self.ports))
+            temporary.write_text(json.dumps({name: address for name, address in self.ports.items() if address}))
             temporary.replace(path)
 
     async def _watch_cluster(self) -> None:

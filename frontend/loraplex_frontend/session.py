@@ -131,15 +131,16 @@ class Session:
 
     def _take_submit(self, submit: session_pb2.SessionSubmit, tasks: asyncio.TaskGroup) -> None:
         handle, request_id = submit.handle, submit.request.request_id
+        self._submission.count_received()
         try:
             self._check_handle(handle)
         except LoraplexError as error:
-            self._reject(handle, request_id, error)
+            self._refuse(handle, request_id, error)
             self._free()
             return
         if self._num_open >= self._settings.max_in_flight:
             message = f"the session has its limit of {self._settings.max_in_flight} requests open: wait for credit"
-            self._reject(handle, request_id, ResourceExhausted(message, reason="SESSION_FULL", retry_delay_s=0.1))
+            self._refuse(handle, request_id, ResourceExhausted(message, reason="SESSION_FULL", retry_delay_s=0.1))
             return
         task = tasks.create_task(self._prepare(handle, submit.request), name=f"session/submit/{handle}")
         task.add_done_callback(lambda task: self._prepared(handle, request_id, task))
@@ -173,7 +174,7 @@ class Session:
         if task.cancelled():
             self._preparing.pop(handle, None)
             error = _draining() if self._submission.is_draining else Cancelled("cancelled before it was queued")
-            self._reject(handle, request_id, error)
+            self._refuse(handle, request_id, error)
             self._free()
             self._close_if_idle()
 
@@ -224,6 +225,11 @@ class Session:
     def _free(self) -> None:
         """One more request may be opened; the writer says so with what it sends next."""
         self._num_freed += 1
+
+    def _refuse(self, handle: int, request_id: str, error: LoraplexError) -> None:
+        """A request that never came to be one elsewhere."""
+        self._submission.count_refused(self._tenant, error)
+        self._reject(handle, request_id, error)
 
     def _reject(self, handle: int, request_id: str, error: LoraplexError) -> None:
         frame = session_pb2.SessionRejected(handle=handle, request_id=request_id, error=status.error_to_pb(error))

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from loraplex_contract.metrics_address import MetricsListen
 from loraplex_contract.settings import ProcessSettings
 
 
@@ -64,6 +65,11 @@ class FrontendSettings(ProcessSettings):
     """JSON file that gets the bound addresses."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged."""
+    metrics_listen: MetricsListen = ""
+    """Address of /metrics: plain HTTP, without credentials, with names of tenants and adapters. Port 0: any free one.
+    Empty: none."""
+    metrics_max_adapters: int = Field(default=50, ge=1, le=10_000)
+    """Pairs of tenant and adapter that have metrics of their own, the busiest; the rest is counted as "other"."""
 
     @model_validator(mode="after")
     def _check_exposure(self) -> "FrontendSettings":

@@ -7,12 +7,22 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final, Protocol
 
 from loraplex.v1 import generation_pb2
-from loraplex_contract.errors import AlreadyExists, Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
+from loraplex_contract import status
+from loraplex_contract.errors import (
+    AlreadyExists,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    LoraplexError,
+    ResourceExhausted,
+    Unavailable,
+)
 from loraplex_frontend import convert
 from loraplex_frontend.generation import Generation, Reader
 from loraplex_frontend.model_folder import ModelFolder
 from loraplex_frontend.request import AdapterPart, AdapterSource, GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from loraplex_frontend.request_limits import RequestLimits
+from loraplex_frontend.request_metrics import CLIENT_GONE, RequestMetrics, RequestRecord
 from loraplex_frontend.scheduler_link import SchedulerLink
 from loraplex_frontend.text.chat_template import INLINE_CHARS, ChatTemplate, Conversation, RenderedChat
 from loraplex_frontend.text.tokenizer import Tokenizer
@@ -47,6 +57,7 @@ class Submission:
         grace_s: how long a new request waits for a scheduler that is away.
         max_open: requests that this frontend has open at once, over all calls and sessions.
         max_timeout_s: the longest a request may take; the default for one without a timeout.
+        metrics: counts requests; None where nobody asks.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class Submission:
         max_open: int,
         max_prompt_bytes: int,
         max_timeout_s: float,
+        metrics: RequestMetrics | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -71,6 +83,7 @@ class Submission:
         self._max_open = max_open
         self._max_prompt_bytes = max_prompt_bytes
         self._max_timeout_s: Final = max_timeout_s
+        self._metrics = metrics
         self._preparing: dict[tuple[str, str], _Preparation] = {}
         self.is_draining = False
 
@@ -83,6 +96,21 @@ class Submission:
     @property
     def num_open(self) -> int:
         return self._link.num_open + len(self._preparing)
+
+    @property
+    def num_preparing(self) -> int:
+        return len(self._preparing)
+
+    def count_received(self) -> None:
+        """Each request once, before anything is looked at."""
+        if self._metrics is not None:
+            self._metrics.on_received()
+
+    def count_refused(self, tenant: str, error: LoraplexError | None) -> None:
+        """A received request that ``start`` was not called for, or was cancelled in; None = its client is gone."""
+        if self._metrics is not None:
+            outcome = CLIENT_GONE if error is None else (status.code_of(error).name, error.reason)
+            self._metrics.on_refused(tenant, *outcome)
 
     def limits(self) -> RequestLimits:
         return RequestLimits(
@@ -115,12 +143,30 @@ class Submission:
             DeadlineExceeded: time ran out before it was sent.
             Cancelled: ``cancel_preparing`` came first.
         """
+        try:
+            return await self._start(
+                pb, tenant=tenant, reader=reader, reader_handle=reader_handle, time_left_s=time_left_s
+            )
+        except Exception as error:
+            self.count_refused(tenant, error if isinstance(error, LoraplexError) else Internal(""))
+            raise
+
+    async def _start(
+        self,
+        pb: generation_pb2.SubmitRequest,
+        *,
+        tenant: str,
+        reader: Reader,
+        reader_handle: int,
+        time_left_s: float | None,
+    ) -> Generation:
         loop = asyncio.get_running_loop()
+        received_s = loop.time()
         self._check_room()
         limits = self.limits()
         request = check_submit(pb, limits)
         timeouts = (time_left_s, request.scheduling.timeout_s, self._max_timeout_s)
-        deadline = loop.time() + min(timeout for timeout in timeouts if timeout is not None)
+        deadline = received_s + min(timeout for timeout in timeouts if timeout is not None)
         request_id = request.request_id or uuid.uuid4().hex
         async with self._preparation(tenant, request_id, deadline):
             prompt_ids = await self._prompt_ids(request.prompt)
@@ -128,7 +174,14 @@ class Submission:
             adapters = await self._adapters(tenant, request)
             await self._link.wait_until_up(self._grace_s)
         time_left_s = max(deadline - loop.time(), _LEAST_TIME_S)
-        return self._send(request, prompt_ids, adapters, tenant, request_id, reader, reader_handle, time_left_s)
+        record = self._record(tenant, request, received_s)
+        return self._send(request, prompt_ids, adapters, tenant, request_id, reader, reader_handle, time_left_s, record)
+
+    def _record(self, tenant: str, request: GenerationRequest, received_s: float) -> RequestRecord | None:
+        if self._metrics is None:
+            return None
+        now_s, num_sequences = asyncio.get_running_loop().time(), request.sampling.num_sequences
+        return self._metrics.on_sent(tenant, num_sequences=num_sequences, received_s=received_s, now_s=now_s)
 
     def cancel_preparing(self, tenant: str, request_id: str) -> bool:
         """Whether there was such a request that the scheduler does not know yet."""
@@ -194,6 +247,7 @@ class Submission:
         reader: Reader,
         reader_handle: int,
         time_left_s: float,
+        record: RequestRecord | None,
     ) -> Generation:
         generation = Generation(
             handle=self._link.new_handle(),
@@ -207,6 +261,7 @@ class Submission:
             reader=reader,
             upstream=self._link,
             clock=asyncio.get_running_loop().time,
+            record=record,
         )
         submit = convert.link_submit(
             request,
