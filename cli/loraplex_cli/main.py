@@ -16,6 +16,7 @@ from loraplex_cli.doctor import doctor
 from loraplex_cli.generate import generate
 from loraplex_cli.service import LOOPBACK, ServiceSettings
 from loraplex_cli.target import DEFAULT_TARGET
+from loraplex_cli.top import top
 from loraplex_cli.up import serve, until_stopped
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ def up(
     demo_adapters: Annotated[bool, typer.Option("--demo-adapters", help="Register examples/adapters.")] = False,
     num_workers: Annotated[int, typer.Option(min=1, max=64)] = 1,
     dtype: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Every process serves /metrics on a free port.")] = False,
     port_file: Annotated[Path | None, typer.Option(help="JSON file with the addresses, once it serves.")] = None,
     stop_with_stdin: Annotated[bool, typer.Option("--stop-with-stdin", hidden=True)] = False,
 ) -> None:
@@ -47,6 +49,7 @@ def up(
         admin_listen=admin_listen,
         num_workers=num_workers,
         dtype=dtype,
+        has_metrics=metrics,
     )
     work = serve(settings, demo_adapters=demo_adapters, port_file=port_file)
     raise typer.Exit(asyncio.run(until_stopped(work, watch_stdin=stop_with_stdin)))
@@ -61,6 +64,7 @@ def demo() -> None:
 app.command()(generate)
 app.command()(chat)
 app.command()(doctor)
+app.command()(top)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(model_commands.app, name="model")
 processes.add_to(app)

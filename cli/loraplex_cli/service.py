@@ -33,6 +33,8 @@ class ServiceSettings:
     admin_listen: str = LOOPBACK
     num_workers: int = 1
     dtype: str | None = None
+    has_metrics: bool = False
+    """Every process serves /metrics on a free port of loopback; its file in ``<data_dir>/run`` says which."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ async def running_service(settings: ServiceSettings, tell: Callable[[str], None]
         check_free(address)
     model = checked_model_folder(settings.model) if settings.model else await demo_model_folder()
     async with Supervisor(settings.data_dir / "logs", tell=tell) as supervisor:
-        scheduler = await supervisor.start(scheduler_spec(settings))
+        scheduler = await supervisor.start(scheduler_spec(settings, model))
         address = scheduler.addresses["listen"]
         for number in range(settings.num_workers):
             await supervisor.start(worker_spec(settings, model, address, number))
@@ -91,13 +93,13 @@ async def until_healthy(target: str, settings: ServiceSettings) -> None:
         raise CommandFailed(f"not healthy after {HEALTHY_TIMEOUT_S:g} s: {last}; see {logs}") from None
 
 
-def scheduler_spec(settings: ServiceSettings) -> ChildSpec:
+def scheduler_spec(settings: ServiceSettings, model: Path) -> ChildSpec:
     """The scheduler listens on loopback only: nobody but our own processes has business there."""
-    flags = ("--state-dir", str(settings.data_dir / "state"))
+    flags = ("--state-dir", str(settings.data_dir / "state"), "--model-name", model.name)
     return ChildSpec(
         name="scheduler",
         command=(*_module("loraplex_scheduler"), *flags),
-        listen=(ListenFlag(flag="--listen", key="listen", address=LOOPBACK),),
+        listen=(ListenFlag(flag="--listen", key="listen", address=LOOPBACK), *_metrics(settings)),
         port_file=settings.data_dir / "run" / "scheduler.json",
     )
 
@@ -110,6 +112,10 @@ def worker_spec(settings: ServiceSettings, model: Path, scheduler: str, number: 
     if settings.num_workers > 1:
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         flags += ["--num-threads", str(max(1, num_cores // settings.num_workers))]
+    if settings.has_metrics:
+        # Not the spec's port file: the frontend need not wait for the model to be loaded.
+        port_file = settings.data_dir / "run" / f"worker-{number}.json"
+        flags += ["--metrics-listen", LOOPBACK, "--port-file", str(port_file)]
     return ChildSpec(name=f"worker-{number}", command=(*_module("loraplex_worker"), *flags))
 
 
@@ -122,9 +128,16 @@ def frontend_spec(settings: ServiceSettings, model: Path, scheduler: str) -> Chi
         listen=(
             ListenFlag(flag="--listen", key="listen", address=settings.listen),
             ListenFlag(flag="--admin-listen", key="admin_listen", address=settings.admin_listen),
+            *_metrics(settings),
         ),
         port_file=settings.data_dir / "run" / "frontend.json",
     )
+
+
+def _metrics(settings: ServiceSettings) -> tuple[ListenFlag, ...]:
+    if not settings.has_metrics:
+        return ()
+    return (ListenFlag(flag="--metrics-listen", key="metrics", address=LOOPBACK),)
 
 
 def check_loopback(address: str) -> None:

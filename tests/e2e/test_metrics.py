@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from loraplex_frontend.metrics import SPECS as FRONTEND_SPECS
 from loraplex_scheduler.metrics import OWN_SPECS, VLLM_SPECS
 from loraplex_worker.metrics import SPECS as WORKER_SPECS
 from tests.e2e.conftest import is_serving, register
+from tests.e2e.conftest import run as run_command
 from tests.e2e.processes import Cluster, cluster, wait_until
 from tests.e2e.scrape import Scrape
 from tests.e2e.streams import Session, Stream, channel, request, stream_once, wait_for_idle
@@ -196,7 +198,8 @@ def test_every_request_is_counted_once_with_the_code_and_the_reason_that_its_cli
 
 
 def test_requests_and_tokens_are_counted_under_their_adapters(run):
-    frontend, expected = run.frontend, {}
+    frontend = run.frontend
+    expected: dict[tuple[str, str], int] = {}
     for adapter, stream in run.seen.streams:
         label = ("default", adapter or "(base)")
         expected[label] = expected.get(label, 0) + len(stream.token_ids)
@@ -395,6 +398,40 @@ def test_each_request_that_ran_has_one_line_with_its_id_in_the_frontend_s_log(ru
         assert ids.count(request_id) == 1, request_id
     by_id = {entry["request_id"]: entry for entry in ended}
     assert by_id["metrics-test-1"]["num_output_tokens"] == FINISHED[1][1]
+
+
+def test_top_shows_the_same_figures_once(run):
+    ports = [process.ports()["metrics"] for process in run.cluster.processes]
+    flags = [flag for address in ports for flag in ("--metrics", address)]
+    worker = next(sample.labels["worker"] for sample in run.scheduler.samples if sample.name == "loraplex_pages")
+    done = run_command(
+        sys.executable, "-m", "loraplex_cli.main", "top", "--once", "--admin", run.admin, *flags, COLUMNS="200"
+    )
+    assert done.returncode == 0, done.stderr
+    head, _, row = done.stdout.splitlines()
+    assert head.startswith("queue 0   running 0   tokens/s 0   workers 1   TTFT ")
+    ended_badly = Scrape(ports[2])
+    num_errors = ended_badly.total("loraplex_requests_total") - ended_badly.total("loraplex_requests_total", code="OK")
+    assert f"errors {num_errors:.0f} " in head
+    cells = row.split()
+    assert cells[:5] == [worker, "(cpu)", "0", "0", "0"]
+    # Three adapters on the device, as many in the host tier, none on its way.
+    assert cells[7:10] == ["3", "3", "0"]
+    mean_ms = 1000 * run.worker.total("loraplex_step_seconds_sum") / run.worker.total("loraplex_steps_total")
+    assert 0 < float(cells[5]) < 10 * mean_ms
+
+
+def test_top_without_metrics_shows_what_the_cluster_tells(run):
+    done = run_command(sys.executable, "-m", "loraplex_cli.main", "top", "--once", "--admin", run.admin, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert "TTFT -" in done.stdout
+    assert "loraplex up --metrics" in done.stdout
+
+
+def test_top_without_a_service_says_what_to_do(tmp_path):
+    done = run_command(sys.executable, "-m", "loraplex_cli.main", "top", "--once", "--data-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "loraplex up" in done.stderr
 
 
 def test_a_lost_worker_is_counted_with_its_cause(tiny_model, tmp_path):
