@@ -22,6 +22,7 @@ from loraplex_frontend.generation import Generation, Reader
 from loraplex_frontend.model_folder import ModelFolder
 from loraplex_frontend.request import AdapterPart, AdapterSource, GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from loraplex_frontend.request_limits import RequestLimits
+from loraplex_frontend.request_log import log_refused
 from loraplex_frontend.request_metrics import CLIENT_GONE, RequestMetrics, RequestRecord
 from loraplex_frontend.scheduler_link import SchedulerLink
 from loraplex_frontend.text.chat_template import INLINE_CHARS, ChatTemplate, Conversation, RenderedChat
@@ -148,7 +149,9 @@ class Submission:
                 pb, tenant=tenant, reader=reader, reader_handle=reader_handle, time_left_s=time_left_s
             )
         except Exception as error:
-            self.count_refused(tenant, error if isinstance(error, LoraplexError) else Internal(""))
+            known = error if isinstance(error, LoraplexError) else Internal("")
+            self.count_refused(tenant, known)
+            log_refused(pb.request_id, tenant=tenant, reason=known.reason)
             raise
 
     async def _start(

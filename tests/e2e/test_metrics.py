@@ -398,6 +398,14 @@ def test_each_request_that_ran_has_one_line_with_its_id_in_the_frontend_s_log(ru
         assert ids.count(request_id) == 1, request_id
     by_id = {entry["request_id"]: entry for entry in ended}
     assert by_id["metrics-test-1"]["num_output_tokens"] == FINISHED[1][1]
+    assert by_id["metrics-test-301"]["error"] == "ADAPTER_NOT_FOUND"
+
+
+def test_a_request_that_was_refused_at_the_edge_has_a_line_with_its_id_and_the_reason(run):
+    refused = [entry for entry in logs(run)["frontend"] if entry["event"] == "request refused"]
+    found = [(entry["request_id"], entry["error"]) for entry in refused]
+    assert found.count(("metrics-test-300", "SAMPLING_INVALID")) == 2
+    assert found.count(("metrics-test-302", "CONTEXT_EXCEEDED")) == 1
 
 
 def test_top_shows_the_same_figures_once(run):
