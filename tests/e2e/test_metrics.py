@@ -166,14 +166,25 @@ def run(tiny_model, tiny_adapters, tmp_path_factory) -> Iterator[Run]:
             register(frontend["listen"], "not-there", Path("/nowhere"))
         seen = asyncio.run(make_traffic(frontend["listen"]))
         asyncio.run(wait_for_idle(frontend["admin_listen"]))
+        at_rest = wait_until(lambda: idle(worker.ports()["metrics"]), 10, "the worker has heard of the last end")
         yield Run(
             cluster=running,
             admin=frontend["admin_listen"],
             seen=seen,
-            scheduler=Scrape(scheduler.ports()["metrics"]),
+            scheduler=wait_until(lambda: caught_up(scheduler.ports()["metrics"], at_rest), 10, "every report came"),
             frontend=wait_until(lambda: over(frontend["metrics"]), 10, "every request is over"),
-            worker=Scrape(worker.ports()["metrics"]),
+            worker=at_rest,
         )
+
+
+def idle(address: str) -> Scrape | None:
+    scrape = Scrape(address)
+    return scrape if scrape.total("loraplex_engine_sequences") == 0 else None
+
+
+def caught_up(address: str, worker: Scrape) -> Scrape | None:
+    scrape = Scrape(address)
+    return scrape if scrape.total("loraplex_scheduled_steps_total") >= worker.total("loraplex_steps_total") else None
 
 
 def over(address: str) -> Scrape | None:
