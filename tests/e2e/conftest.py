@@ -1,7 +1,5 @@
 """Two services for the end-to-end tests: a fast one around a tiny random model, and the real one as users start it."""
 
-import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,16 +8,13 @@ from typing import Any
 
 import grpc
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
 from loraplex_contract.channel import CLIENT_OPTIONS
 from tests.e2e.processes import Cluster, Process, cluster, wait_until
+from tests.e2e.tiny_model import save_tiny_adapters, save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY_ADAPTERS = ("alpha", "beta", "gamma")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,42 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(smollm2_folder, tmp_path_factory) -> Path:
-    """Two random layers under the real tokenizer: steps take a few milliseconds, answers are noise."""
-    folder = tmp_path_factory.mktemp("tiny-model")
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=json.loads((smollm2_folder / "config.json").read_text())["vocab_size"],
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(smollm2_folder / name, folder / name)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-model"), smollm2_folder)
 
 
 @pytest.fixture(scope="session")
 def tiny_adapters(tiny_model, tmp_path_factory) -> dict[str, Path]:
-    """Three adapters for the tiny model that change its answers, as PEFT saves them."""
-    folder = tmp_path_factory.mktemp("tiny-adapters")
-    result = {}
-    for number, name in enumerate(TINY_ADAPTERS):
-        torch.manual_seed(100 + number)
-        model = LlamaForCausalLM.from_pretrained(tiny_model)
-        peft = get_peft_model(model, LoraConfig(r=2 + number, target_modules=["q_proj", "v_proj", "down_proj"]))
-        for key, tensor in peft.named_parameters():
-            if "lora_B" in key:
-                torch.nn.init.normal_(tensor.data, std=0.5)
-        peft.save_pretrained(folder / name)
-        result[name] = folder / name
-    return result
+    return save_tiny_adapters(tiny_model, tmp_path_factory.mktemp("tiny-adapters"))
 
 
 def register(address: str, name: str, folder: Path, *, token: str | None = None, **fields) -> adapter_pb2.Adapter:

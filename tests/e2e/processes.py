@@ -49,6 +49,10 @@ class Process:
 
         return wait_until(read, START_TIMEOUT_S, f"{self.name} listens")
 
+    @property
+    def is_alive(self) -> bool:
+        return self.popen.poll() is None
+
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 

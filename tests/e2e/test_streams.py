@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from loraplex.v1 import inference_pb2_grpc, session_pb2
-from tests.e2e.conftest import TINY_ADAPTERS
 from tests.e2e.streams import Session, Stream, channel, read_cluster, request, stream_once, wait_for_idle
+from tests.e2e.tiny_model import TINY_ADAPTERS
 
 ADAPTERS = (*TINY_ADAPTERS, None)
 NUM_TOKENS = 24
