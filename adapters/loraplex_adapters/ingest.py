@@ -9,6 +9,7 @@ from loraplex_adapters.limits import Limits
 from loraplex_adapters.peft_folder import ParsedAdapter, parse_peft_folder
 from loraplex_adapters.spec import KIND_LORA, AdapterSpec, LoraSite, site_key
 from loraplex_adapters.store import AdapterStore
+from loraplex_contract.errors import InvalidArgument
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +40,33 @@ class IngestReport:
 
 
 def ingest(
-    folder: Path, *, base: BaseShape, store: AdapterStore, limits: Limits, validate_only: bool = False
+    folder: Path,
+    *,
+    base: BaseShape,
+    store: AdapterStore,
+    limits: Limits,
+    validate_only: bool = False,
+    expected_digest: str = "",
 ) -> IngestReport:
     """Check a PEFT folder against the base model, compute its digest and store it.
 
     Args:
         folder: holds adapter_config.json and adapter_model.safetensors.
         validate_only: check and report, store nothing.
+        expected_digest: if set, a version with another digest is refused and not stored.
 
     Raises:
-        InvalidArgument: see ``parse_peft_folder``.
+        InvalidArgument: see ``parse_peft_folder``; another digest than expected (DIGEST_MISMATCH).
         FailedPrecondition: see ``parse_peft_folder``.
     """
     parsed = parse_peft_folder(folder, base, limits)
     spec = _spec_of(parsed)
+    if expected_digest and spec.digest != expected_digest:
+        raise InvalidArgument(
+            f"expected_digest: the source has digest {spec.digest}, not {expected_digest}",
+            reason="DIGEST_MISMATCH",
+            metadata={"digest": spec.digest, "expected": expected_digest},
+        )
     if not validate_only:
         store.put(spec, parsed.tensors)
     return IngestReport(

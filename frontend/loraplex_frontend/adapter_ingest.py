@@ -2,6 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import functools
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -54,16 +57,23 @@ class AdapterIngest:
             InvalidArgument: the files are malformed, or have another digest (DIGEST_MISMATCH).
             FailedPrecondition: a valid adapter that does not fit this base model or server.
         """
-        if expected_digest:
-            _check_digest(await self._run(folder, validate_only=True), expected_digest)
-        return await self._run(folder, validate_only=validate_only)
+        return await self._run(folder, validate_only=validate_only, expected_digest=expected_digest)
 
     def has(self, digest: str) -> bool:
         return self._store.has(digest)
 
-    async def delete(self, digest: str) -> None:
-        """Frees a version's bytes in the store."""
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._store.delete, digest)
+    async def delete(self, digests: Sequence[str], *, until_s: float) -> list[str]:
+        """Frees versions' bytes in the store, none later than ``until_s`` on the monotonic clock; which are gone."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._delete, digests, until_s)
+
+    def _delete(self, digests: Sequence[str], until_s: float) -> list[str]:
+        deleted = []
+        for digest in digests:
+            if time.monotonic() >= until_s:
+                break
+            self._store.delete(digest)
+            deleted.append(digest)
+        return deleted
 
     def num_parameters(self, report: IngestReport) -> int:
         """Numbers in all A and B: what a worker's pages are counted from."""
@@ -72,12 +82,17 @@ class AdapterIngest:
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    async def _run(self, folder: Path, *, validate_only: bool) -> IngestReport:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads,
-            lambda: ingest(folder, base=self._base, store=self._store, limits=self.limits, validate_only=validate_only),
+    async def _run(self, folder: Path, *, validate_only: bool, expected_digest: str) -> IngestReport:
+        work = functools.partial(
+            ingest,
+            folder,
+            base=self._base,
+            store=self._store,
+            limits=self.limits,
+            validate_only=validate_only,
+            expected_digest=expected_digest,
         )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 def _path_of(uri: str) -> Path:
@@ -104,12 +119,3 @@ def _bad_uri() -> InvalidArgument:
 def _not_allowed() -> PermissionDenied:
     message = "uri: no folder below a root that the operator allows (setting adapter_roots)"
     return PermissionDenied(message, reason="SOURCE_NOT_ALLOWED")
-
-
-def _check_digest(report: IngestReport, expected: str) -> None:
-    if report.spec.digest != expected:
-        raise InvalidArgument(
-            f"expected_digest: the source has digest {report.spec.digest}, not {expected}",
-            reason="DIGEST_MISMATCH",
-            metadata={"digest": report.spec.digest, "expected": expected},
-        )

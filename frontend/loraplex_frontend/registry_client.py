@@ -1,7 +1,7 @@
 """The registry, which lives in the scheduler, as this frontend calls it. Its errors come out as they went in."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Any, Final
 
 import grpc
@@ -24,6 +24,43 @@ class RegistryClient:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: Any = registry_pb2_grpc.RegistryServiceStub(channel)
+
+    async def begin(self, request: registry_pb2.BeginRegistrationRequest) -> registry_pb2.BeginRegistrationResponse:
+        """To be called before the store is looked at, and with every state that the registration comes to."""
+        async with relayed_errors():
+            response: registry_pb2.BeginRegistrationResponse = await self._stub.BeginRegistration(
+                request, timeout=_TIMEOUT_S
+            )
+        return response
+
+    async def update(self, request: registry_pb2.UpdateEntryRequest) -> registry_pb2.RegistryEntry:
+        async with relayed_errors():
+            response = await self._stub.UpdateEntry(request, timeout=_TIMEOUT_S)
+        entry: registry_pb2.RegistryEntry = response.entry
+        return entry
+
+    async def watch(
+        self, request: registry_pb2.WatchEntriesRequest
+    ) -> AsyncGenerator[registry_pb2.WatchEntriesResponse, None]:
+        """Until the caller stops; close the iterator then."""
+        call = self._stub.WatchEntries(request)
+        try:
+            async with relayed_errors():
+                while (response := await call.read()) is not grpc.aio.EOF:
+                    yield response
+        finally:
+            call.cancel()
+
+    async def claim_garbage(self, digests: Iterable[str] = ()) -> registry_pb2.ClaimGarbageResponse:
+        async with relayed_errors():
+            request = registry_pb2.ClaimGarbageRequest(digests=digests)
+            response: registry_pb2.ClaimGarbageResponse = await self._stub.ClaimGarbage(request, timeout=_TIMEOUT_S)
+        return response
+
+    async def confirm_deleted(self, claim: int, digests: Iterable[str]) -> None:
+        async with relayed_errors():
+            request = registry_pb2.ConfirmDeletedRequest(claim=claim, digests=digests)
+            await self._stub.ConfirmDeleted(request, timeout=_TIMEOUT_S)
 
     async def commit(self, request: registry_pb2.CommitVersionRequest) -> registry_pb2.RegistryEntry:
         async with relayed_errors():

@@ -25,6 +25,7 @@ from loraplex_contract.metrics import Family, MetricTable
 from loraplex_contract.metrics_endpoint import metrics_served
 from loraplex_frontend import health
 from loraplex_frontend.adapter_ingest import AdapterIngest
+from loraplex_frontend.adapter_origins import AdapterOrigins
 from loraplex_frontend.adapter_registration import AdapterRegistration
 from loraplex_frontend.adapter_service import AdapterService
 from loraplex_frontend.auth import AuthInterceptor
@@ -41,10 +42,12 @@ from loraplex_frontend.rpc_metrics import RpcMetrics
 from loraplex_frontend.scheduler_link import PROTOCOL_VERSION, SchedulerLink
 from loraplex_frontend.session_settings import SessionSettings
 from loraplex_frontend.settings import FrontendSettings
+from loraplex_frontend.store_sweeper import StoreSweeper
 from loraplex_frontend.submission import Submission
 from loraplex_frontend.text.chat_template import ChatTemplate
 from loraplex_frontend.text.tokenizer import Tokenizer
 from loraplex_frontend.tokenizer_service import TokenizerService
+from loraplex_frontend.uploads.upload_store import CONFIG_NAME, WEIGHTS_NAME, UploadLimits, UploadStore
 
 _log = structlog.get_logger(__name__)
 _CANCEL_GRACE_S: Final = 2.0
@@ -93,6 +96,7 @@ class Frontend:
         await self._channel.close()
         self._tokenizer.close()
         self._ingest.close()
+        self._uploads.close()
         _log.info("frontend stopped", frontend_id=self._frontend_id)
 
     async def _serve(self, public: Any, admin: Any) -> None:
@@ -105,12 +109,14 @@ class Frontend:
         async with asyncio.TaskGroup() as tasks:
             link = tasks.create_task(self._link.run(), name="link")
             watch = tasks.create_task(self._watch_cluster(), name="health")
+            sweep = tasks.create_task(self._sweeper.run(), name="sweeper")
             try:
                 await self._stopping.wait()
             finally:
                 await self._shut_down(public, admin)
                 link.cancel()
                 watch.cancel()
+                sweep.cancel()
 
     def _collect(self) -> list[Family]:
         number = self._metrics.number
@@ -143,8 +149,14 @@ class Frontend:
         limits = AdapterLimits(max_file_bytes=settings.max_adapter_bytes, max_rank=settings.max_adapter_rank)
         store = AdapterStore(settings.store)
         self._ingest = AdapterIngest(base=self._base, store=store, roots=settings.adapter_roots, limits=limits)
+        self._uploads = UploadStore(settings.store / ".uploads", self._upload_limits(limits))
+        self._sweeper = StoreSweeper(ingest=self._ingest, registry=self._registry, uploads=self._uploads)
         self._registration = AdapterRegistration(
-            ingest=self._ingest, registry=self._registry, allow_request_uri=settings.allow_request_uri
+            ingest=self._ingest,
+            origins=AdapterOrigins(ingest=self._ingest, uploads=self._uploads),
+            registry=self._registry,
+            sweeper=self._sweeper,
+            allow_request_uri=settings.allow_request_uri,
         )
         self._submission = Submission(
             model=self._model,
@@ -157,6 +169,13 @@ class Frontend:
             max_prompt_bytes=settings.max_prompt_bytes,
             max_timeout_s=settings.max_timeout_s,
             metrics=self._requests if settings.metrics_listen else None,
+        )
+
+    def _upload_limits(self, limits: AdapterLimits) -> UploadLimits:
+        return UploadLimits(
+            max_file_bytes={CONFIG_NAME: limits.max_config_bytes, WEIGHTS_NAME: limits.max_file_bytes},
+            max_total_bytes=self._settings.max_upload_bytes,
+            ttl_s=self._settings.upload_ttl_s,
         )
 
     def _hello(self) -> frontend_link_pb2.Hello:
@@ -196,7 +215,7 @@ class Frontend:
             max_response_bytes=MAX_MESSAGE_BYTES // 4,
             grace_s=settings.scheduler_grace_s,
         )
-        adapters = AdapterService(ingest=self._ingest, registration=self._registration, registry=self._registry)
+        adapters = AdapterService(registration=self._registration, registry=self._registry, uploads=self._uploads)
         models = ModelService(
             model=self._model,
             has_chat_template=self._template.is_usable,

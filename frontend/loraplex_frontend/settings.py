@@ -51,6 +51,10 @@ class FrontendSettings(ProcessSettings):
     """Size of an adapter's safetensors file."""
     max_adapter_rank: int = Field(default=512, ge=1)
     """Rank of an adapter."""
+    max_upload_bytes: int = Field(default=8 << 30, ge=1)
+    """Announced bytes of all uploads under way, of all frontends on this store together."""
+    upload_ttl_s: float = Field(default=3_600.0, gt=0, le=604_800)
+    """An upload that nobody goes on with is forgotten after this."""
     heartbeat_s: float = Field(default=5.0, gt=0, le=60)
     """A session hears from the server at least this often."""
     scheduler_grace_s: float = Field(default=2.0, ge=0, le=60)

@@ -174,19 +174,12 @@ async def test_every_field_of_a_registration_is_checked(service):
     assert fields_of(error) == ["name"], "names that the server gives itself"
 
 
-async def test_uploads_and_other_features_are_refused_by_name(service):
+async def test_features_of_later_releases_are_refused_by_name(service):
     stub = service.adapters
     calls = {
-        "UploadAdapter": stub.UploadAdapter(iter(())),
-        "UpdateAdapter": stub.UpdateAdapter(adapter_pb2.UpdateAdapterRequest()),
         "PinAdapter": stub.PinAdapter(adapter_pb2.PinAdapterRequest()),
         "UnpinAdapter": stub.UnpinAdapter(adapter_pb2.UnpinAdapterRequest()),
         "WarmAdapter": stub.WarmAdapter(adapter_pb2.WarmAdapterRequest()),
-        "WatchAdapters": stub.WatchAdapters(adapter_pb2.WatchAdaptersRequest()).read(),
-        "upload_id": stub.RegisterAdapter(adapter_pb2.RegisterAdapterRequest(name="a", upload_id="x")),
-        "UNREGISTER_MODE_FAIL_IF_IN_USE": stub.UnregisterAdapter(
-            adapter_pb2.UnregisterAdapterRequest(name="a", mode=adapter_pb2.UNREGISTER_MODE_FAIL_IF_IN_USE)
-        ),
     }
     for feature, call in calls.items():
         error = await failure(call)

@@ -361,10 +361,7 @@ class RegisterAdapterRequest(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     uri: _builtins.str
-    """Where adapter_config.json and adapter_model.safetensors are, below a place that the operator allows:
-    "file:///folder", "hf://owner/repository[@revision][/folder]", "s3://bucket/prefix", "gs://bucket/prefix",
-    "az://container/prefix", "https://host/folder". No other file is fetched.
-    """
+    """"file:///folder" with adapter_config.json and adapter_model.safetensors, below a root that the operator allows."""
     upload_id: _builtins.str
     """Of an UploadAdapter whose files are complete. It is gone once it is registered."""
     allow_update: _builtins.bool

@@ -98,8 +98,7 @@ class AdapterServiceServicer:
         report says what was applied. The same name and bytes again is OK and changes nothing. The same name with other
         bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update. While it works, the name is PENDING, FETCHING or
         VALIDATING in ListAdapters and WatchAdapters, and FAILED for a while where it was refused; a name that has a version
-        keeps its state. A source that hangs or dies ends DEADLINE_EXCEEDED / SOURCE_TIMEOUT or UNAVAILABLE /
-        SOURCE_UNAVAILABLE, and leaves nothing behind.
+        keeps its state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,8 +40,7 @@ class AdapterServiceStub:
     report says what was applied. The same name and bytes again is OK and changes nothing. The same name with other
     bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update. While it works, the name is PENDING, FETCHING or
     VALIDATING in ListAdapters and WatchAdapters, and FAILED for a while where it was refused; a name that has a version
-    keeps its state. A source that hangs or dies ends DEADLINE_EXCEEDED / SOURCE_TIMEOUT or UNAVAILABLE /
-    SOURCE_UNAVAILABLE, and leaves nothing behind.
+    keeps its state.
     """
     UploadAdapter: _grpc.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]
     """Sends an adapter's files through the API: for each file a header, chunks in order and a trailer. The upload's id
@@ -85,8 +84,7 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     report says what was applied. The same name and bytes again is OK and changes nothing. The same name with other
     bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update. While it works, the name is PENDING, FETCHING or
     VALIDATING in ListAdapters and WatchAdapters, and FAILED for a while where it was refused; a name that has a version
-    keeps its state. A source that hangs or dies ends DEADLINE_EXCEEDED / SOURCE_TIMEOUT or UNAVAILABLE /
-    SOURCE_UNAVAILABLE, and leaves nothing behind.
+    keeps its state.
     """
     UploadAdapter: _aio.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]  # type: ignore[assignment]
     """Sends an adapter's files through the API: for each file a header, chunks in order and a trailer. The upload's id
@@ -133,8 +131,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         report says what was applied. The same name and bytes again is OK and changes nothing. The same name with other
         bytes is ALREADY_EXISTS / ADAPTER_EXISTS unless allow_update. While it works, the name is PENDING, FETCHING or
         VALIDATING in ListAdapters and WatchAdapters, and FAILED for a while where it was refused; a name that has a version
-        keeps its state. A source that hangs or dies ends DEADLINE_EXCEEDED / SOURCE_TIMEOUT or UNAVAILABLE /
-        SOURCE_UNAVAILABLE, and leaves nothing behind.
+        keeps its state.
         """
 
     @_abc_1.abstractmethod
