@@ -28,6 +28,14 @@ def test_a_run_leaves_its_numbers_and_a_picture(tmp_path, capsys):
     assert "TTFT" in table
 
 
+def test_the_page_holds_the_rows_of_the_runs(tmp_path):
+    page = tmp_path / "results.md"
+    assert main([WORKLOAD, "--policy", "loraplex", "--page", str(page)]) == 0
+    text = page.read_text()
+    assert f"## {WORKLOAD}" in text
+    assert "| loraplex | 411/411 | 0 |" in text
+
+
 def test_children_answer_what_a_run_here_gives(capsys):
     runs = {}
     Fleet([(WORKLOAD, "loraplex"), (WORKLOAD, "fcfs")], seed=42, num_processes=2).run(

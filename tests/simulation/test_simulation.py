@@ -5,11 +5,13 @@ import itertools
 
 import pytest
 
-from loraplex_scheduler.core.policies import POLICY_NAMES
+from loraplex_scheduler.core.policies import POLICY_NAMES, make_policy
 from loraplex_scheduler.simulation.cost_model import StepLoad
+from loraplex_scheduler.simulation.metrics import measure
 from loraplex_scheduler.simulation.presets import CPU, H100
 from loraplex_scheduler.simulation.report import from_json, to_json
-from loraplex_scheduler.simulation.runner import simulate
+from loraplex_scheduler.simulation.runner import core_config, simulate
+from loraplex_scheduler.simulation.simulation import PATIENCE_NS, Simulation
 from loraplex_scheduler.simulation.virtual_clients import Outcome
 from loraplex_scheduler.simulation.workload import SECOND_NS
 from tests.simulation.small_workload import one_request, small_workload
@@ -112,3 +114,21 @@ def test_adapters_that_do_not_fit_at_a_time_do_not_cost_throughput():
     runs = [simulate(small_workload(arrivals=part, ranks=ranks), "loraplex", seed=5)[1] for part in (few, many)]
     assert runs[1].tokens_per_s >= 0.9 * runs[0].tokens_per_s
     assert runs[1].num_loads > runs[0].num_loads
+
+
+def test_a_run_that_comes_to_a_stop_is_given_up_and_says_so(monkeypatch):
+    """A worker that hears nothing stands for a policy under which somebody waits for ever."""
+    workload = one_request(num_prompt=8, num_output=2, rank=None)
+    config = core_config(workload, "loraplex")
+    simulation = Simulation(workload, config, make_policy("loraplex", config))
+    for worker in simulation.workers.values():
+        monkeypatch.setattr(worker, "receive", lambda frame: None)
+    simulation.run()
+    metrics = measure(simulation, policy="loraplex", seed=1)
+    assert metrics.is_starved
+    assert (metrics.num_finished, metrics.num_unfinished) == (0, 1)
+    assert simulation.now_ns < 2 * PATIENCE_NS
+
+
+def test_an_undisturbed_run_is_not_given_up():
+    assert not simulate(small_workload(), "loraplex", seed=5)[1].is_starved

@@ -17,8 +17,8 @@ from loraplex_scheduler.simulation.metrics import RunMetrics
 from loraplex_scheduler.simulation.plot import PlotUnavailable, check_plotting, write_plot
 from loraplex_scheduler.simulation.presets import PRESETS
 from loraplex_scheduler.simulation.report import to_json
+from loraplex_scheduler.simulation.results_page import results_page
 from loraplex_scheduler.simulation.runner import simulate
-from loraplex_scheduler.simulation.simulation import Starved
 from loraplex_scheduler.simulation.workload import Workload
 from loraplex_scheduler.simulation.workloads.catalogue import DEFAULT_SEED, WORKLOAD_NAMES, make_workload
 
@@ -40,6 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--preset", choices=sorted(PRESETS), help="another machine than the workload's own")
     parser.add_argument("--workers", type=int, metavar="N", help="another number of workers than the workload's own")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="a JSON file and a PNG for each run go there")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="tables and verdicts as Markdown go there")
     parser.add_argument("--no-plot", action="store_true", help="with --out: JSON alone")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="side by side (default %(default)s)")
     parser.add_argument("--answer-runs", action="store_true", help=argparse.SUPPRESS)
@@ -66,10 +67,13 @@ def main(arguments: list[str]) -> int:
     policies = given.policy or list(POLICY_NAMES)
     try:
         runs = _run(given, names, policies)
-    except (PlotUnavailable, RunFailed, Starved) as error:
+    except (PlotUnavailable, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    _show(console, names, policies, runs)
+    titles = {name: make_workload(name, given.seed).title for name in names}
+    _show(console, titles, policies, runs)
+    if given.page is not None:
+        given.page.write_text(results_page(titles, policies, runs))
     return 0
 
 
@@ -124,9 +128,11 @@ def _changed(workload: Workload, given: argparse.Namespace) -> Workload:
     return workload
 
 
-def _show(console: Console, names: list[str], policies: list[str], runs: dict[tuple[str, str], RunMetrics]) -> None:
-    for name in names:
-        console.print(comparison(f"{name}: {make_workload(name).title}", [runs[name, policy] for policy in policies]))
+def _show(
+    console: Console, titles: dict[str, str], policies: list[str], runs: dict[tuple[str, str], RunMetrics]
+) -> None:
+    for name, title in titles.items():
+        console.print(comparison(f"{name}: {title}", [runs[name, policy] for policy in policies]))
     verdicts = judge(runs)
     if verdicts:
         console.print("[bold]Goals of the default policy[/bold]")

@@ -19,16 +19,16 @@ def _ms(value: float | None) -> str:
     return f"{value / 1000:.1f} s" if value >= 10_000 else f"{value:.0f} ms"
 
 
-_COLUMNS: Final[tuple[tuple[str, Callable[[RunMetrics], str]], ...]] = (
-    ("policy", lambda m: m.policy),
+COLUMNS: Final[tuple[tuple[str, Callable[[RunMetrics], str]], ...]] = (
+    ("policy", lambda m: f"{m.policy} STARVED" if m.is_starved else m.policy),
     ("done", lambda m: f"{m.num_finished}/{m.num_requests}"),
     ("refused", lambda m: f"{m.num_rejected + m.num_failed}"),
     ("tok/s", lambda m: f"{m.window_tokens_per_s:.1f}"),
     ("req/s", lambda m: f"{m.requests_per_s:.2f}"),
     ("TTFT p50", lambda m: _ms(m.ttft_ms.p50)),
-    ("p99", lambda m: _ms(m.ttft_ms.p99)),
+    ("TTFT p99", lambda m: _ms(m.ttft_ms.p99)),
     ("ITL p50", lambda m: _ms(m.itl_ms.p50)),
-    ("p99", lambda m: _ms(m.itl_ms.p99)),
+    ("ITL p99", lambda m: _ms(m.itl_ms.p99)),
     ("in SLO", lambda m: _share(m.attainment)),
     ("satisf.", lambda m: f"{m.satisfaction:.2f}"),
     ("Jain", lambda m: f"{m.jain_index:.3f}"),
@@ -43,8 +43,8 @@ _COLUMNS: Final[tuple[tuple[str, Callable[[RunMetrics], str]], ...]] = (
 def comparison(title: str, runs: Sequence[RunMetrics]) -> Table:
     """A row for each run."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for index, (heading, _) in enumerate(_COLUMNS):
+    for index, (heading, _) in enumerate(COLUMNS):
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
     for run in runs:
-        table.add_row(*(cell(run) for _, cell in _COLUMNS))
+        table.add_row(*(cell(run) for _, cell in COLUMNS))
     return table

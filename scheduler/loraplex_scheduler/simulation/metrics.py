@@ -38,6 +38,8 @@ class RunMetrics:
     num_rejected: int
     num_failed: int
     num_unfinished: int
+    is_starved: bool
+    """Whether it came to a stop with requests waiting, so that they had to be cancelled."""
     error_reasons: dict[str, int]
     virtual_s: float
     requests_per_s: float
@@ -45,7 +47,7 @@ class RunMetrics:
     tokens_per_s: float
     """Output tokens over the same time."""
     window_tokens_per_s: float
-    """Output tokens over the time in which requests came."""
+    """Output tokens over the time in which requests came; over all of it where they came at once."""
     ttft_ms: Percentiles
     itl_ms: Percentiles
     attainment: float
@@ -86,11 +88,12 @@ def measure(simulation: Simulation, *, policy: str, seed: int) -> RunMetrics:
         num_rejected=_count(requests, Outcome.REJECTED),
         num_failed=_count(requests, Outcome.FAILED),
         num_unfinished=_count(requests, Outcome.UNFINISHED),
+        is_starved=simulation.is_starved,
         error_reasons=_reasons(requests),
         virtual_s=round(simulation.now_ns / SECOND_NS, 6),
         requests_per_s=_rounded(_count(requests, Outcome.FINISHED) / span_s),
         tokens_per_s=_rounded(simulation.num_tokens / span_s),
-        window_tokens_per_s=_rounded(simulation.timeline.window_tokens * SECOND_NS / max(1, workload.window_ns)),
+        window_tokens_per_s=_rounded(_window_rate(simulation, span_s)),
         ttft_ms=_percentiles(ttft_ns / MS),
         itl_ms=_percentiles(np.array(simulation.clients.inter_token_ns, float) / MS),
         attainment=_rounded(float((ttft_ns < workload.slo_ns).sum()) / len(watched)),
@@ -136,6 +139,11 @@ def _hit_rate(simulation: Simulation) -> float | None:
 def _mean_busy(simulation: Simulation) -> float:
     busy_ns = sum(worker.busy_ns for worker in simulation.workers.values())
     return _rounded(busy_ns / max(1, simulation.now_ns) / len(simulation.workers))
+
+
+def _window_rate(simulation: Simulation, span_s: float) -> float:
+    window_s = simulation.workload.window_ns / SECOND_NS
+    return simulation.timeline.window_tokens / window_s if window_s >= 1 else simulation.num_tokens / span_s
 
 
 def _fairness(simulation: Simulation) -> tuple[float, float, float]:
