@@ -1,5 +1,6 @@
 """The command: tables, goals, files, and refusals that say what to do."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -86,6 +87,10 @@ def test_a_goal_is_judged_from_the_runs_it_needs():
         runs["scale-cpu-1024", "loraplex"].window_tokens_per_s / runs["scale-cpu-1", "loraplex"].window_tokens_per_s
     )
     assert verdict.line().startswith("pass  1,024 adapters over 1")
+    runs["scale-cpu-1", "loraplex"] = dataclasses.replace(runs["scale-cpu-1", "loraplex"], is_starved=True)
+    (verdict,) = judge(runs)
+    assert verdict.line().startswith("MISS")
+    assert verdict.line().endswith("STARVED")
 
 
 _SCALE = ("scale-cpu-1", "scale-cpu-1024")

@@ -29,24 +29,33 @@ class Verdict:
 
     goal: Goal
     value: float
+    has_starved_run: bool
+    """A comparison with a run that came to a stop proves nothing: the goal counts as missed."""
 
     @property
     def is_met(self) -> bool:
         goal = self.goal
-        return (goal.at_least is None or self.value >= goal.at_least) and (
-            goal.at_most is None or self.value <= goal.at_most
-        )
+        is_high_enough = goal.at_least is None or self.value >= goal.at_least
+        is_low_enough = goal.at_most is None or self.value <= goal.at_most
+        return is_high_enough and is_low_enough and not self.has_starved_run
 
     def line(self) -> str:
         goal = self.goal
         bound = f">= {goal.at_least:g}" if goal.at_least is not None else f"<= {goal.at_most:g}"
-        return f"{'pass' if self.is_met else 'MISS'}  {goal.text}: {self.value:.3f} (goal {bound})"
+        note = ", but a run that it needs STARVED" if self.has_starved_run else ""
+        return f"{'pass' if self.is_met else 'MISS'}  {goal.text}: {self.value:.3f} (goal {bound}){note}"
 
 
 def judge(runs: Runs) -> list[Verdict]:
     """Verdicts on the goals whose runs are all there."""
     return [
-        Verdict(goal=goal, value=goal.value(runs)) for goal in GOALS if all(needed in runs for needed in goal.needs)
+        Verdict(
+            goal=goal,
+            value=goal.value(runs),
+            has_starved_run=any(runs[needed].is_starved for needed in goal.needs),
+        )
+        for goal in GOALS
+        if all(needed in runs for needed in goal.needs)
     ]
 
 
