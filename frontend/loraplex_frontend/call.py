@@ -66,6 +66,8 @@ class Call:
                 self._raise_error(generation)
                 if not taken.frames and not taken.deltas:
                     await self.outbox.wait(taken.wake_at)
+            # A rejection closes the outbox and puts nothing into it.
+            self._raise_error(generation)
         finally:
             self._end()
 

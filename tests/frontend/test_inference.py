@@ -352,6 +352,14 @@ async def test_a_refusal_of_the_scheduler_is_the_status_of_the_call(service):
     assert has_retry_info(error)
 
 
+async def test_a_refused_stream_ends_with_the_refusal_and_never_as_if_all_were_well(service):
+    call = service.inference.SubmitStream(streamed(prompt()))
+    up = await service.fake.next_submit()
+    await service.fake.reject(up.handle, ResourceExhausted("full", reason="QUEUE_FULL", retry_delay_s=2))
+    error = await failure(call.read())
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+
+
 async def test_an_error_in_mid_stream_ends_the_call_after_the_tokens_that_came(service):
     call = service.inference.SubmitStream(streamed(prompt()))
     up = await service.fake.next_submit()
