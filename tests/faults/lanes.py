@@ -9,7 +9,7 @@ import grpc
 
 from loraplex_contract.channel import CLIENT_OPTIONS
 from tests.faults.history import History, Submission
-from tests.faults.recorder import CallClient, Recorder, SessionClient
+from tests.faults.recorder import STREAM_TIMEOUT_S, CallClient, Recorder, SessionClient
 
 NUM_LANES = 32
 
@@ -54,6 +54,16 @@ class Lanes:
 
     def stop(self) -> None:
         self._is_stopping = True
+
+    async def wait_for_turnover(self) -> None:
+        """Until as many streams as there are lanes have ended from now on. Whatever the machine's pace, most streams
+        then meet one blow at most."""
+        wanted = len(self._recorders) + NUM_LANES
+        async with asyncio.timeout(STREAM_TIMEOUT_S):
+            while True:
+                if len(self._recorders) >= wanted:
+                    return
+                await asyncio.sleep(0.02)
 
     def histories(self) -> list[History]:
         """Of every stream that ran. Read them when the clients have been closed: until then more may come."""

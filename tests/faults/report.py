@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.faults.blow import BlowResult
-from tests.faults.checker import Golden, Losses, PoisonRule, faults, is_poisoned
+from tests.faults.checker import Fault, Golden, Losses, PoisonRule, faults, is_poisoned
 from tests.faults.history import History, Submission, Tokens
 from tests.faults.service import SCHEDULER_FLAGS, WORKER_FLAGS
 
@@ -32,10 +32,12 @@ class Verdict:
     num_recomputed_tokens: int
     num_poisoned: int
     """Ended with the error of a request under which too many workers were lost: allowed, and counted apart."""
+    terminals: dict[str, int]
+    """How many streams ended in each way."""
     faults: dict[str, int]
     """How many streams had each fault."""
     examples: tuple[str, ...]
-    """The first streams that had any."""
+    """The first two streams that had each set of faults."""
     gaps_s: tuple[float, ...]
     """Longest silence of each resumed stream between two of its frames."""
 
@@ -53,10 +55,12 @@ def judge(
     """Every history against the golden run of its submission."""
     count: Counter[str] = Counter()
     examples: list[str] = []
+    kinds: Counter[frozenset[Fault]] = Counter()
     for number, history in enumerate(histories):
         found = faults(history, golden[history.submission], poison=poison, losses=losses)
         count.update(fault.name for fault in found)
-        if found and len(examples) < 5:
+        kinds[found] += 1
+        if found and kinds[found] <= 2:
             names = sorted(fault.name for fault in found)
             difference = first_difference(history.token_ids, golden[history.submission].token_ids)
             examples.append(f"stream {number}: {names}, {difference}, {history.submission}, ended {history.terminal}")
@@ -67,6 +71,7 @@ def judge(
         num_resumed=len(resumed),
         num_recomputed_tokens=sum(num_recomputed(history) for history in resumed),
         num_poisoned=sum(poison is not None and is_poisoned(history, poison) for history in histories),
+        terminals=dict(Counter(terminal_name(history) for history in histories)),
         faults=dict(count),
         examples=tuple(examples),
         gaps_s=tuple(longest_gap_s(history) for history in resumed),
@@ -78,6 +83,11 @@ def first_difference(seen: Sequence[int], expected: Sequence[int]) -> str:
         if one != other:
             return f"token {index} is {one} and not {other}"
     return f"{len(seen)} of {len(expected)} tokens"
+
+
+def terminal_name(history: History) -> str:
+    end = history.terminal
+    return "none" if end is None else " ".join(part for part in (end.reason, end.error_reason) if part)
 
 
 def num_recomputed(history: History) -> int:
@@ -149,6 +159,7 @@ class SoakReport:
             ("streams, tokens", f"{verdict.num_streams}, {verdict.num_tokens}"),
             ("streams resumed, tokens recomputed", f"{verdict.num_resumed}, {verdict.num_recomputed_tokens}"),
             ("streams given up as poison", str(verdict.num_poisoned)),
+            *((f"ended {name}", str(number)) for name, number in sorted(verdict.terminals.items())),
             ("streams with a fault", str(verdict.faults or 0)),
             *((f"detection {kind}, s", figures(values)) for kind, values in sorted(self.detection_s.items())),
             *((f"back after {kind}, s", figures(values)) for kind, values in sorted(self.return_s.items())),

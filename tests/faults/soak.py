@@ -55,7 +55,11 @@ async def run_under_blows(
         lanes = Lanes(clients, itertools.cycle(submissions))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lanes.run(), name="lanes")
-            results = [await strike(service, view, blow) for blow in blows]
+            results: list[BlowResult] = []
+            for blow in blows:
+                await lanes.wait_for_turnover()
+                result = await strike(service, view, blow)
+                results.append(result)
             lanes.stop()
     return lanes.histories(), results
 

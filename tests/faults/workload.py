@@ -24,7 +24,7 @@ def catalogue(seed: int, adapters: Sequence[str], *, num_submissions: int = 48) 
         Submission(
             prompt=f"Number {number}: " + " ".join(draw.choices(WORDS, k=draw.randint(1, 120))),
             adapter=names[number % len(names)],
-            max_tokens=draw.randint(300, 400) if number < NUM_LONG else draw.randint(8, 90),
+            max_tokens=draw.randint(150, 200) if number < NUM_LONG else draw.randint(4, 60),
             temperature=0.0 if number // len(names) % 2 else draw.choice((0.7, 1.0, 1.3)),
             top_k=TOP_K,
             seed=draw.getrandbits(63),
