@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 _SUITES = Path(__file__).parent / "triton_suite"
-_TIMEOUT_S = 240
+_TIMEOUT_S = 280
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""SiLU of the gate times up. See README.md."""

@@ -1,0 +1,1 @@
+"""LoRA of the embedding: a column of A, expanded. See README.md."""
