@@ -18,15 +18,25 @@ _TIMEOUT_S = 280
 @pytest.mark.parametrize("suite", sorted(path.name for path in _SUITES.glob("*_suite.py")))
 def test_triton_kernels_equal_their_references(suite: str) -> None:
     root = Path(__file__).resolve().parents[2]
-    # No conftest of the project: it is about the model, which these do not need.
-    command = [sys.executable, "-m", "pytest", _SUITES / suite, "-o", f"python_files={suite}", "-p", "no:cacheprovider"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pytest",
+        _SUITES / suite,
+        "-o",
+        f"python_files={suite}",
+        "-p",
+        "no:cacheprovider",
+    ]
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": f"{root}:{root / 'kernels'}",
     }
+    # No conftest from above: it is about the model, which these do not need.
+    command += ["--confcutdir", _SUITES, "--tb=short"]
     done = subprocess.run(
-        [*command, f"--confcutdir={_SUITES}", "--tb=short"],
+        command,
         cwd=root,
         env=environment,
         capture_output=True,
