@@ -62,9 +62,10 @@ class Case:
         return cls(query, storage[:, 1, 0], storage[:, 1, 1], table.to(DEVICE), num_rows, context_lens)
 
     def wanted(self, window: int | None = None) -> Tensor:
-        wide = (tensor.double().cpu() for tensor in (self.query, self.keys, self.values))
+        query, keys, values = (tensor.double().cpu() for tensor in (self.query, self.keys, self.values))
         table = self.page_table.cpu()
-        return reference.attend(*wide, table, self.num_rows, self.context_lens, window=window).to(DEVICE)
+        out = reference.attend(query, keys, values, table, self.num_rows, self.context_lens, window=window)
+        return out.to(DEVICE)
 
     def lens(self) -> Tensor:
         return torch.tensor(self.context_lens, dtype=torch.int32).to(DEVICE)

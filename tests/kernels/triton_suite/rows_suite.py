@@ -89,7 +89,11 @@ def test_rotation_and_cache_write_change_their_slots_only(
     storage = nan(4, 2, 2, num_kv_heads, page_size, head_dim, dtype=dtype)
     wanted_storage = storage.double().cpu()
     wanted_query = rope_reference.rope_and_cache(
-        *(tensor.cpu() for tensor in (qkv.double(), positions, slots, cos.double(), sin.double())),
+        qkv.double().cpu(),
+        positions.cpu(),
+        slots.cpu(),
+        cos.double().cpu(),
+        sin.double().cpu(),
         wanted_storage[:, 1, 0],
         wanted_storage[:, 1, 1],
         num_heads,
