@@ -49,6 +49,7 @@ ADMITS = st.builds(
     sampling=SAMPLINGS,
     stop=st.builds(command.Stop, stop_token_ids=IDS, max_tokens=U32, min_tokens=U32),
     grant_tokens=U32,
+    prefix_namespace=st.binary(max_size=32),
 )
 LOGPROBS = st.builds(report.TokenLogprobs, logprob=FLOAT32, rank=U32, top=PAIRS)
 
@@ -86,6 +87,7 @@ REPORTS = st.builds(
     adapter_digests=st.frozensets(DIGESTS, max_size=3),
     pages=st.builds(report.PageCounts, free=U32, kv=U32, adapter=U32, total=U32),
     duration_ns=st.integers(0, 10**12),
+    prefix_hits=st.lists(st.builds(report.PrefixHit, sequence_id=U64, num_tokens=U32), max_size=3).map(tuple),
 )
 
 
@@ -119,6 +121,7 @@ def admit_to_pb(admit):
             min_tokens=admit.stop.min_tokens,
         ),
         grant_tokens=admit.grant_tokens,
+        prefix_namespace=admit.prefix_namespace,
     )
 
 
@@ -182,6 +185,9 @@ def test_a_report_crosses_the_wire_unchanged(step, epoch):
         step.pages.adapter,
     )
     assert pb.duration.ToNanoseconds() == step.duration_ns
+    assert [(hit.sequence_id, hit.num_tokens) for hit in pb.prefix_hits] == [
+        (hit.sequence_id, hit.num_tokens) for hit in step.prefix_hits
+    ]
 
 
 def test_a_frame_is_applied_in_the_order_of_its_fields():

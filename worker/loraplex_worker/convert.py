@@ -67,6 +67,7 @@ def admit_from_pb(admit: worker_link_pb2.Admit) -> command.Admit:
         sampling=_sampling(admit),
         stop=_stop(admit),
         grant_tokens=admit.grant_tokens,
+        prefix_namespace=admit.prefix_namespace,
     )
 
 
@@ -86,6 +87,10 @@ def report_to_pb(step: report.StepReport, *, epoch: int) -> worker_link_pb2.Step
         num_pages_kv=step.pages.kv,
         num_pages_adapter=step.pages.adapter,
         duration=duration_of(step.duration_ns),
+        prefix_hits=[
+            worker_link_pb2.PrefixHit(sequence_id=hit.sequence_id, num_tokens=hit.num_tokens)
+            for hit in step.prefix_hits
+        ],
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from pydantic_settings import CliImplicitFlag
 
 from loraplex_contract.metrics_address import MetricsListen
 from loraplex_contract.settings import ProcessSettings
@@ -44,6 +45,9 @@ class WorkerSettings(ProcessSettings):
     """Prompt and output of one sequence. Default: what the model's positions allow."""
     host_cache_bytes: Annotated[int, Field(ge=0)] = 1 << 30
     """Budget for adapters that are kept in memory off the page pool, ready to be attached again."""
+    prefix_cache: CliImplicitFlag[bool] = True
+    """Keep the KV of computed prompts and outputs while their pages are not needed, and let requests of the same tenant
+    and the same adapters that begin alike start behind it."""
     num_loaders: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that read adapters from the store. Two: one slow read does not hold up the next."""
     load_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0

@@ -143,6 +143,7 @@ def engine_config(settings: WorkerSettings, decoder: Decoder) -> EngineConfig:
         max_context_tokens=min(wanted, num_pages * settings.page_size),
         max_sequences=settings.max_sequences,
         max_step_tokens=settings.max_step_tokens,
+        has_prefix_cache=settings.prefix_cache,
     )
 
 

@@ -92,8 +92,10 @@ def fake_weights(fingerprint: int) -> LoraWeights:
 
 
 def small_engine(model: FakeDecoder | None = None, **changes: int) -> Engine:
+    """Its pages are poisoned whenever they are given to somebody."""
+    has_prefix_cache = bool(changes.pop("has_prefix_cache", True))
     settings = {"num_pages": 64, "page_size": 4, "max_context_tokens": 64, "max_step_tokens": 16} | changes
-    config = EngineConfig(**settings)
+    config = EngineConfig(**settings, has_prefix_cache=has_prefix_cache)
     kv = KvCache(
         num_layers=1,
         num_pages=config.num_pages,
@@ -102,4 +104,19 @@ def small_engine(model: FakeDecoder | None = None, **changes: int) -> Engine:
         head_dim=2,
         dtype=torch.float64,
     )
-    return Engine(model or FakeDecoder(), kv, config)
+    engine = Engine(model or FakeDecoder(), kv, config)
+    poison_taken_pages(engine)
+    return engine
+
+
+def poison_taken_pages(engine: Engine) -> None:
+    """From now on whoever gets a page to write to finds NaN in it: what somebody else still reads shows."""
+    pool, storage = engine._pool, engine._kv.storage
+    take_one = pool._take_one
+
+    def take_poisoned() -> int:
+        page = take_one()
+        storage[page] = torch.nan
+        return page
+
+    pool._take_one = take_poisoned  # type: ignore[method-assign]

@@ -32,7 +32,11 @@ def admit(sequence_id: int, prompt: tuple[int, ...] = (1, 2, 3), **changes: obje
     """A greedy Admit; keyword arguments go to Admit, Sampling or Stop by their names."""
     fields: dict[str, object] = {"max_tokens": 8} | changes
     of_stop = {name: fields.pop(name) for name in ("max_tokens", "min_tokens", "stop_token_ids") if name in fields}
-    of_admit = {name: fields.pop(name) for name in ("emitted_ids", "grant_tokens", "adapters") if name in fields}
+    of_admit = {
+        name: fields.pop(name)
+        for name in ("emitted_ids", "grant_tokens", "adapters", "prefix_namespace")
+        if name in fields
+    }
     stop = Stop(**of_stop)  # type: ignore[arg-type]
     of_admit.setdefault("grant_tokens", stop.max_tokens)
     return Admit(
@@ -56,6 +60,8 @@ class EngineRun:
     sequences: dict[int, SequenceRun] = dataclasses.field(default_factory=dict)
     prompts: dict[int, PromptLogprobs] = dataclasses.field(default_factory=dict)
     reports: list[StepReport] = dataclasses.field(default_factory=list)
+    hits: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Tokens that each sequence found in its latest life, where it found any."""
 
     def step(self) -> StepReport | None:
         report = self.engine.step()
@@ -64,6 +70,8 @@ class EngineRun:
             self.reports.append(report)
             for emission in report.emissions:
                 self.sequences.setdefault(emission.sequence_id, SequenceRun()).take(emission)
+            for hit in report.prefix_hits:
+                self.hits[hit.sequence_id] = hit.num_tokens
             for prompt in report.prompt_logprobs:
                 assert prompt.sequence_id not in self.prompts
                 self.prompts[prompt.sequence_id] = prompt

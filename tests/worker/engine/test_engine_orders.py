@@ -1,4 +1,8 @@
-"""Every order of commands and steps that Hypothesis can think of, against a plain ledger and each sequence alone."""
+"""Every order of commands and steps that Hypothesis can think of, against a plain ledger and each sequence alone.
+
+The sequences share prefixes; the ledger knows nothing of it, and the outputs are those without. Each page is filled
+with NaN when it is given to somebody, so that one which somebody else still reads shows.
+"""
 
 import dataclasses
 
@@ -21,6 +25,7 @@ from loraplex_worker.engine.command import (
     Stop,
 )
 from loraplex_worker.engine.refusal import CommandRefused, RefusalReason
+from loraplex_worker.engine.report import PrefixHit
 
 _PAGE_SIZE = 4
 _NUM_PAGES = 32
@@ -50,6 +55,18 @@ adapter_lists = st.lists(
 ).map(tuple)
 
 
+STEM = (9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11, 12)
+prompts = st.one_of(
+    st.lists(st.integers(0, 39), min_size=1, max_size=22),
+    # Beginnings in common, that end within a page and between two.
+    st.builds(
+        lambda length, tail: [*STEM[:length], *tail],
+        st.integers(3, 12),
+        st.lists(st.integers(0, 1), min_size=1, max_size=10),
+    ),
+).map(tuple)
+
+
 @dataclasses.dataclass
 class Expected:
     """What a scheduler knows of one sequence."""
@@ -67,7 +84,8 @@ def _alone(command: Admit) -> SequenceRun:
     engine = small_engine(num_pages=_NUM_PAGES, max_context_tokens=30)
     for digest, fingerprint in _DIGESTS.items():
         engine.apply(AttachAdapter(digest=digest, weights=fake_weights(fingerprint), num_pages=0))
-    return run_alone(engine, dataclasses.replace(command, emitted_ids=(), grant_tokens=command.stop.max_tokens))
+    whole = dataclasses.replace(command, emitted_ids=(), grant_tokens=command.stop.max_tokens, prefix_namespace=b"")
+    return run_alone(engine, whole)
 
 
 class EngineOrders(RuleBasedStateMachine):
@@ -81,6 +99,8 @@ class EngineOrders(RuleBasedStateMachine):
         self.live: dict[int, Expected] = {}
         self.preempted: dict[int, Admit] = {}
         self.attached: dict[str, int] = {}
+        self.lives: list[Admit] = []
+        """Every admission so far; a resumed sequence has several."""
         for digest in _DIGESTS:
             self.attach(digest, 1)
         self.next_id = 1
@@ -111,11 +131,12 @@ class EngineOrders(RuleBasedStateMachine):
 
     @rule(
         target=ids,
-        prompt=st.lists(st.integers(0, 39), min_size=1, max_size=22).map(tuple),
+        prompt=prompts,
         adapters=adapter_lists,
         sampling=samplings,
         stop=stops,
         grant_tokens=st.sampled_from([0, 2, 5, 9, 9]),
+        prefix_namespace=st.sampled_from([b"red", b"red", b"blue", b""]),
     )
     def admit(
         self,
@@ -124,6 +145,7 @@ class EngineOrders(RuleBasedStateMachine):
         sampling: Sampling,
         stop: Stop,
         grant_tokens: int,
+        prefix_namespace: bytes,
     ) -> int:
         command = Admit(
             sequence_id=self.next_id,
@@ -132,10 +154,12 @@ class EngineOrders(RuleBasedStateMachine):
             sampling=sampling,
             stop=stop,
             grant_tokens=grant_tokens,
+            prefix_namespace=prefix_namespace,
         )
         self.next_id += 1
         if self._apply(command, self._refusal_of(command)):
             self.live[command.sequence_id] = Expected(command, grant_tokens)
+            self.lives.append(command)
         return command.sequence_id
 
     @rule(sequence_id=ids)
@@ -177,6 +201,7 @@ class EngineOrders(RuleBasedStateMachine):
         command = dataclasses.replace(self.preempted[sequence_id], emitted_ids=emitted, grant_tokens=grant_tokens)
         if self._apply(command, self._refusal_of(command)):
             self.live[sequence_id] = Expected(command, grant_tokens)
+            self.lives.append(command)
             del self.preempted[sequence_id]
 
     @rule(digest=st.sampled_from(sorted(_DIGESTS)), num_pages=st.integers(0, 6))
@@ -216,11 +241,31 @@ class EngineOrders(RuleBasedStateMachine):
             had_work = self.run.engine.has_work()
             report = self.run.step()
             assert (report is not None) == had_work
+            for hit in report.prefix_hits if report else ():
+                self._check_hit(hit)
             for emission in report.emissions if report else ():
                 assert emission.sequence_id in self.live, "a sequence that is not live emitted"
                 if emission.finish is not None:
                     command = self.live.pop(emission.sequence_id).admit
                     assert self.run.sequences[emission.sequence_id] == _alone(command)
+
+    def _check_hit(self, hit: PrefixHit) -> None:
+        """Somebody of the same namespace, adapters and weights has had these very tokens."""
+        finder = next(life for life in reversed(self.lives) if life.sequence_id == hit.sequence_id)
+        tokens = self._tokens(finder)
+        assert 0 < hit.num_tokens < len(tokens)
+        assert hit.num_tokens % _PAGE_SIZE == 0
+        assert finder.prefix_namespace
+        assert any(
+            (life.prefix_namespace, life.adapters) == (finder.prefix_namespace, finder.adapters)
+            and self._tokens(life)[: hit.num_tokens] == tokens[: hit.num_tokens]
+            for life in self.lives
+            if life is not finder
+        ), "it found what nobody had computed"
+
+    def _tokens(self, command: Admit) -> tuple[int, ...]:
+        """Of prompt and output so far."""
+        return command.prompt_ids + tuple(self._output(command.sequence_id).tokens)
 
     def _output(self, sequence_id: int) -> SequenceRun:
         return self.run.sequences.setdefault(sequence_id, SequenceRun())

@@ -8,11 +8,16 @@ import torch
 from loraplex_kernels.lora.segments import LoraBatch
 from loraplex_worker.engine.attached_adapters import AttachedAdapters
 from loraplex_worker.engine.command import AdapterWeight
+from loraplex_worker.engine.prefix_cache import PrefixCache
+from loraplex_worker.engine.prefix_leaders import PrefixLeaders
+from loraplex_worker.engine.report import PrefixHit
 from loraplex_worker.engine.sequence import Sequence
 from loraplex_worker.engine.standing_batch import StandingBatch
 from loraplex_worker.model.lora_weights import LoraWeights
 from loraplex_worker.model.step_batch import Span, StepBatch
 
+_PREFILL_PART = 8
+"""Prefill gets at least one row in so many of a step's budget, however many sequences decode."""
 Runs = tuple[tuple[int, tuple[AdapterWeight, ...]], ...]
 
 
@@ -52,6 +57,7 @@ class Plan:
     adapter_digests: frozenset[str]
     has_base_rows: bool
     num_rows: int
+    prefix_hits: tuple[PrefixHit, ...]
 
 
 class BatchBuilder:
@@ -68,8 +74,12 @@ class BatchBuilder:
         """To be called when an attached adapter changes: a digest may come back with other weights."""
         self._lora_runs, self._lora = (), (None, (), frozenset())
 
-    def build(self, standing: StandingBatch, adapters: AttachedAdapters, max_step_tokens: int) -> Plan | None:
+    def build(
+        self, standing: StandingBatch, adapters: AttachedAdapters, prefixes: PrefixCache, max_step_tokens: int
+    ) -> Plan | None:
         """One row for each decoding sequence, then prefill in order of admission up to ``max_step_tokens`` rows.
+
+        A sequence that has not begun starts behind what ``prefixes`` has of it.
 
         Returns:
             None where no sequence can go on.
@@ -77,25 +87,32 @@ class BatchBuilder:
         decoding = tuple(
             sequence for sequence in standing.in_layout_order() if sequence.is_prefilled and sequence.is_granted
         )
-        prefilling = tuple(self._prefill(standing, max_step_tokens - len(decoding)))
+        num_rows_left = max(max_step_tokens - len(decoding), max_step_tokens // _PREFILL_PART, 1)
+        prefilling = tuple(self._prefill(standing, prefixes, num_rows_left))
         if not decoding and not prefilling:
             return None
         # A chunk of one row is laid beside the decode rows, which it equals in shape.
         prefilling = tuple(sorted(prefilling, key=lambda share: (share.num_rows != 1, share.sequence.adapter_key)))
         return self._plan(decoding, prefilling, adapters)
 
-    def _prefill(self, standing: StandingBatch, num_rows_left: int) -> Iterator[Share]:
+    def _prefill(self, standing: StandingBatch, prefixes: PrefixCache, num_rows_left: int) -> Iterator[Share]:
         num_judged_left = self._max_prompt_logprob_rows
+        leaders = PrefixLeaders(self._page_size)
         for sequence in standing.in_admission_order():
             if num_rows_left <= 0:
                 return
             if sequence.is_prefilled or not sequence.is_granted:
                 continue
+            if not sequence.is_started:
+                prefixes.catch_up(sequence)
+                if leaders.is_ahead_of(sequence):
+                    continue
             limit = num_rows_left if sequence.prompt_logprobs is None else min(num_rows_left, num_judged_left)
             share = Share(sequence, min(sequence.num_pending, limit))
             if share.num_rows:
                 num_rows_left -= share.num_rows
                 num_judged_left -= share.num_prompt_logits
+                leaders.add(sequence)
                 yield share
 
     def _plan(self, decoding: tuple[Sequence, ...], prefilling: tuple[Share, ...], adapters: AttachedAdapters) -> Plan:
@@ -122,6 +139,7 @@ class BatchBuilder:
             adapter_digests=digests,
             has_base_rows=any(not used for _, used in runs),
             num_rows=len(rows.token_ids),
+            prefix_hits=tuple(_hits(prefilling)),
         )
 
     def _describe_lora(
@@ -140,6 +158,13 @@ class BatchBuilder:
             self._lora = (lora, tuple(adapters[digest] for digest in index), frozenset(index))
             self._lora_runs = runs
         return self._lora
+
+
+def _hits(prefilling: tuple[Share, ...]) -> Iterator[PrefixHit]:
+    for share in prefilling:
+        sequence = share.sequence
+        if sequence.num_reused and not sequence.is_started:
+            yield PrefixHit(sequence_id=sequence.sequence_id, num_tokens=sequence.num_reused)
 
 
 class _Rows:

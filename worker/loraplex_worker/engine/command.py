@@ -74,6 +74,8 @@ class Admit:
     stop: Stop
     grant_tokens: int
     """As in Grant."""
+    prefix_namespace: bytes = b""
+    """It shares pages with sequences of the same namespace, adapters, weights and leading tokens. Empty: with none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,7 @@ class EvictAdapter:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SetBudget:
-    """Change how many rows (decode and prefill together) a step may have."""
+    """Change how many rows a step has, see ``EngineConfig.max_step_tokens``."""
 
     max_step_tokens: int
 

@@ -1,7 +1,10 @@
 """The worker's engine: commands in, one step at a time, reports out. Synchronous, on one thread, without I/O."""
 
+import contextlib
+import dataclasses
 import functools
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -12,7 +15,8 @@ from loraplex_worker.engine.command import Admit, AttachAdapter, Command, EvictA
 from loraplex_worker.engine.engine_config import EngineConfig
 from loraplex_worker.engine.language_model import LanguageModel
 from loraplex_worker.engine.logprob_requests import chosen_logprobs, judge_prompts, take_prompt_logprobs
-from loraplex_worker.engine.page_pool import AdapterOwner, KvOwner, OutOfPages, Owner, PagePool
+from loraplex_worker.engine.page_pool import AdapterOwner, KvOwner, OutOfPages
+from loraplex_worker.engine.prefix_cache import PrefixCache
 from loraplex_worker.engine.refusal import CommandRefused, RefusalReason
 from loraplex_worker.engine.report import Emission, Finish, PageCounts, PromptLogprobs, StepReport, TokenLogprobs
 from loraplex_worker.engine.sampler import sample
@@ -23,7 +27,7 @@ from loraplex_worker.model.kv_cache import KvCache
 
 
 class Engine:
-    """Owns the standing batch, the page pool and the attached adapters. Not thread-safe: one thread drives it."""
+    """Owns the standing batch, the page pool with its prefix cache, and the attached adapters. One thread drives it."""
 
     def __init__(self, model: LanguageModel, kv: KvCache, config: EngineConfig) -> None:
         """Check that the parts fit.
@@ -41,7 +45,8 @@ class Engine:
         self.config = config
         self._model = model
         self._kv = kv
-        self._pool = PagePool(config.num_pages)
+        self._prefixes = PrefixCache(kv)
+        self._pool = self._prefixes.pool
         self._adapters = AttachedAdapters()
         self._standing = StandingBatch()
         self._builder = BatchBuilder(
@@ -123,10 +128,13 @@ class Engine:
                 message = f"adapter {adapter.digest} is not attached"
                 raise refuse(RefusalReason.ADAPTER_NOT_ATTACHED, message, digest=adapter.digest)
         check_admit(admit, self.config, self._model.config.vocab_size)
-        num_pages = self._num_kv_pages(len(admit.prompt_ids), admit.grant_tokens)
-        page_ids = self._take(KvOwner(sequence_id), num_pages, sequence_id=sequence_id)
+        if not self.config.has_prefix_cache:
+            admit = dataclasses.replace(admit, prefix_namespace=b"")
+        sequence = Sequence(admit, ordinal=self._num_admitted, page_size=self.config.page_size)
+        with _refusing_out_of_pages(sequence_id=sequence_id):
+            self._prefixes.take(sequence, self._num_kv_pages(len(admit.prompt_ids), admit.grant_tokens))
         self._adapters.hold(admit.adapters)
-        self._standing.add(Sequence(admit, ordinal=self._num_admitted, page_ids=page_ids))
+        self._standing.add(sequence)
         self._num_admitted += 1
 
     def _grant(self, grant: Grant) -> None:
@@ -135,8 +143,8 @@ class Engine:
             return
         num_pages = self._num_kv_pages(sequence.num_prompt, grant.grant_tokens) - len(sequence.page_ids)
         if num_pages:
-            taken = self._take(KvOwner(sequence.sequence_id), num_pages, sequence_id=sequence.sequence_id)
-            sequence.page_ids += taken
+            with _refusing_out_of_pages(sequence_id=sequence.sequence_id):
+                sequence.page_ids += tuple(self._pool.take(KvOwner(sequence.sequence_id), num_pages))
         sequence.grant_tokens = grant.grant_tokens
 
     def _attach(self, attach: AttachAdapter) -> None:
@@ -146,7 +154,8 @@ class Engine:
         if attach.num_pages < 0:
             message = f"num_pages is {attach.num_pages}; it must not be negative"
             raise CommandRefused(RefusalReason.FIELD_INVALID, message, digest=digest)
-        self._take(AdapterOwner(digest), attach.num_pages, digest=digest)
+        with _refusing_out_of_pages(digest=digest):
+            self._pool.take(AdapterOwner(digest), attach.num_pages)
         self._adapters.attach(digest, attach.weights)
         self._builder.forget_adapters()
 
@@ -182,7 +191,7 @@ class Engine:
             What happened, or None where no sequence can go on.
         """
         start_ns = time.perf_counter_ns()
-        plan = self._builder.build(self._standing, self._adapters, self._max_step_tokens)
+        plan = self._builder.build(self._standing, self._adapters, self._prefixes, self._max_step_tokens)
         if plan is None:
             return None
         with torch.inference_mode():
@@ -199,6 +208,7 @@ class Engine:
             has_base_rows=plan.has_base_rows,
             pages=self._pool.counts(),
             duration_ns=time.perf_counter_ns() - start_ns,
+            prefix_hits=plan.prefix_hits,
         )
 
     def _compute(self, plan: Plan) -> tuple[list[Emission], list[PromptLogprobs]]:
@@ -212,6 +222,8 @@ class Engine:
             sequence.num_computed += 1
         for share in plan.prefilling:
             share.sequence.num_computed += share.num_rows
+        # Before any of them ends and gives its pages back.
+        self._publish(plan, tokens, broken)
         emissions = [self._end(sequence, Finish.NUMERICAL) for sequence in broken]
         prompt_logprobs: list[PromptLogprobs] = []
         for row, (sequence, token) in enumerate(zip(plan.sampled, tokens, strict=True)):
@@ -221,6 +233,14 @@ class Engine:
                 prompt_logprobs.append(take_prompt_logprobs(sequence))
             emissions.append(self._settle(sequence, token, logprobs.get(row)))
         return emissions, prompt_logprobs
+
+    def _publish(self, plan: Plan, tokens: list[int | None], broken: list[Sequence]) -> None:
+        """What has logits that are not finite, or no token for another reason, leaves nothing for others."""
+        failed = {*broken, *(sequence for sequence, token in zip(plan.sampled, tokens, strict=True) if token is None)}
+        for sequence in failed:
+            self._prefixes.withdraw(sequence)
+        computed = (*plan.decoding, *(share.sequence for share in plan.prefilling))
+        self._prefixes.publish(sequence for sequence in computed if sequence not in failed)
 
     def _settle(self, sequence: Sequence, token: int | None, logprobs: TokenLogprobs | None) -> Emission:
         if token is None:
@@ -252,19 +272,9 @@ class Engine:
     def _num_kv_pages(self, num_prompt: int, grant_tokens: int) -> int:
         return -(-(num_prompt + grant_tokens) // self.config.page_size)
 
-    def _take(
-        self, owner: Owner, num_pages: int, *, sequence_id: int | None = None, digest: str | None = None
-    ) -> tuple[int, ...]:
-        try:
-            return tuple(self._pool.take(owner, num_pages))
-        except OutOfPages as error:
-            raise CommandRefused(
-                RefusalReason.OUT_OF_PAGES, str(error), sequence_id=sequence_id, digest=digest
-            ) from error
-
     def check(self) -> None:
         """Assert every invariant of the ledger and the standing batch. O(pages + tokens); for tests and idle times."""
-        self._pool.check()
+        self._prefixes.check()
         num_users = dict.fromkeys(self._adapters.digests(), 0)
         num_kv_pages = 0
         for sequence in self._standing.in_admission_order():
@@ -282,3 +292,11 @@ class Engine:
         assert sequence.num_computed < len(sequence.tokens) < self.config.max_context_tokens
         assert sequence.num_output <= min(sequence.grant_tokens, sequence.stop.max_tokens)
         assert sequence.num_output == sequence.sampling.num_output
+
+
+@contextlib.contextmanager
+def _refusing_out_of_pages(*, sequence_id: int | None = None, digest: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except OutOfPages as error:
+        raise CommandRefused(RefusalReason.OUT_OF_PAGES, str(error), sequence_id=sequence_id, digest=digest) from error

@@ -16,14 +16,18 @@ class EngineConfig:
     max_sequences: int = 256
     """Live sequences, paused ones included."""
     max_step_tokens: int = 512
-    """Rows of a step: decode rows, then prefill up to this. SetBudget changes it."""
+    """Rows of a step: one for each decoding sequence, then prefill up to this. SetBudget changes it. Where decoding
+    leaves prefill less than an eighth of it (at least one row), prefill gets that much all the same: no sequence waits
+    for others to end."""
     max_prompt_logprob_rows: int = 64
     """Prefill rows of a step whose logits are wanted: each costs a row of the vocabulary in float32."""
     max_top_logprobs: int = 64
     """Largest number of alternatives a request may ask for."""
+    has_prefix_cache: bool = True
+    """Whether sequences with a namespace share prefixes. What an Admit says of it is ignored otherwise."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value < 1:
+            if field.type is not bool and value < 1:
                 raise ValueError(f"engine setting {field.name}={value}: must be at least 1")

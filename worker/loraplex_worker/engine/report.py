@@ -53,8 +53,20 @@ class PromptLogprobs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixHit:
+    """A sequence that did not have to compute all of its tokens."""
+
+    sequence_id: int
+    num_tokens: int
+    """Leading ones, of prompt and emitted output, whose K and V others had computed. Never all."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PageCounts:
-    """The ledger of the device pool: ``free + kv + adapter == total``."""
+    """The ledger of the device pool: ``free + kv + adapter == total``.
+
+    Each sequence counts in full, also for pages that it shares; pages that only rest in the prefix cache are free.
+    """
 
     free: int
     kv: int
@@ -80,3 +92,5 @@ class StepReport:
     pages: PageCounts
     """After the step."""
     duration_ns: int
+    prefix_hits: tuple[PrefixHit, ...] = ()
+    """Of the sequences whose first rows were in this step; without those that found nothing."""

@@ -1,6 +1,8 @@
 """The state of one live sequence. The engine owns it and nobody else sees it."""
 
+from loraplex_contract import prefix_key
 from loraplex_worker.engine.command import Admit
+from loraplex_worker.engine.page_keys import PageKeys
 from loraplex_worker.engine.report import Finish, TokenLogprobs
 from loraplex_worker.engine.sampling_state import SamplingState
 
@@ -20,8 +22,11 @@ class Sequence:
         "num_computed",
         "num_prefill",
         "num_prompt",
+        "num_published",
+        "num_reused",
         "ordinal",
         "page_ids",
+        "page_keys",
         "prompt_logprobs",
         "sampling",
         "sequence_id",
@@ -31,7 +36,7 @@ class Sequence:
         "top_logprobs",
     )
 
-    def __init__(self, admit: Admit, *, ordinal: int, page_ids: tuple[int, ...]) -> None:
+    def __init__(self, admit: Admit, *, ordinal: int, page_size: int) -> None:
         self.sequence_id = admit.sequence_id
         self.ordinal = ordinal
         """Place in the order of admission."""
@@ -39,11 +44,17 @@ class Sequence:
         self.num_prompt = len(admit.prompt_ids)
         self.num_prefill = len(self.tokens)
         self.num_computed = 0
-        """Tokens whose K and V are in the cache."""
+        """Tokens whose K and V are in the pages."""
+        self.num_reused = 0
+        """Of them, those that others had computed."""
+        self.num_published = 0
+        """Leading pages that were given to the prefix cache, or came from it."""
         self.adapters = admit.adapters
         self.adapter_key = tuple(adapter.digest for adapter in admit.adapters)
         self.grant_tokens = admit.grant_tokens
-        self.page_ids = page_ids
+        self.page_ids: tuple[int, ...] = ()
+        self.page_keys = _page_keys(admit, self.tokens, page_size)
+        """None: neither reads prefixes of others nor leaves its own."""
         self.stop = admit.stop
         self.stop_token_ids = frozenset(admit.stop.stop_token_ids)
         self.sampling = SamplingState(
@@ -65,6 +76,11 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def is_started(self) -> bool:
+        """Whether it has computed rows itself."""
+        return self.num_computed > self.num_reused
+
+    @property
     def is_granted(self) -> bool:
         """Whether it may produce one more token."""
         return len(self.tokens) - self.num_prompt < self.grant_tokens
@@ -84,3 +100,10 @@ class Sequence:
         if len(self.tokens) >= max_context_tokens:
             return Finish.CONTEXT_LIMIT
         return None
+
+
+def _page_keys(admit: Admit, tokens: list[int], page_size: int) -> PageKeys | None:
+    if not admit.prefix_namespace:
+        return None
+    adapters = [(adapter.digest, adapter.weight) for adapter in admit.adapters]
+    return PageKeys(prefix_key.root_key(admit.prefix_namespace, adapters), tokens, page_size)
