@@ -71,10 +71,10 @@ def tiny_service(tiny_model, tiny_adapters, tmp_path_factory) -> Iterator[Servic
         yield start_all(running, tiny_adapters)
 
 
-def start_all(running: Cluster, adapters: dict[str, Path], *frontend_flags: str) -> Service:
+def start_all(running: Cluster, adapters: dict[str, Path], *frontend_flags: str, max_sequences: int = 320) -> Service:
     """Scheduler, one worker, one frontend; returns when it serves and the adapters are registered."""
     running.start_scheduler()
-    running.start_worker("--dtype", "fp32", "--kv-pool-bytes", str(32 << 20), "--max-sequences", "320")
+    running.start_worker("--dtype", "fp32", "--kv-pool-bytes", str(32 << 20), "--max-sequences", str(max_sequences))
     roots = [flag for folder in adapters.values() for flag in ("--adapter-roots", str(folder))]
     ports = running.start_frontend(*roots, *frontend_flags).ports()
     wait_until(lambda: is_serving(ports["listen"]), 60, "the tiny service serves")

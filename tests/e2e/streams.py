@@ -62,9 +62,12 @@ async def stream_once(stub: Any, submit: generation_pb2.SubmitRequest) -> Stream
 class Session:
     """One session with many requests; read everything with ``run``."""
 
-    def __init__(self, open_channel: grpc.aio.Channel, *, token_credit: int | None = None) -> None:
+    def __init__(
+        self, open_channel: grpc.aio.Channel, *, token_credit: int | None = None, token: str | None = None
+    ) -> None:
         stub: Any = inference_pb2_grpc.InferenceServiceStub(open_channel)
-        self.call = stub.Session(timeout=120)
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.call = stub.Session(timeout=120, metadata=metadata)
         self.streams: dict[int, Stream] = {}
         self._open = session_pb2.SessionOpen(initial_token_credit=token_credit)
 
@@ -96,10 +99,11 @@ class Session:
             self.streams[delta.handle].take(delta)
 
 
-async def read_cluster(admin_address: str) -> cluster_pb2.GetClusterResponse:
+async def read_cluster(admin_address: str, *, token: str | None = None) -> cluster_pb2.GetClusterResponse:
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     async with channel(admin_address) as open_channel:
         stub = cluster_pb2_grpc.ClusterServiceStub(open_channel)
-        return await stub.GetCluster(cluster_pb2.GetClusterRequest(), timeout=10)
+        return await stub.GetCluster(cluster_pb2.GetClusterRequest(), timeout=10, metadata=metadata)
 
 
 async def wait_for_idle(admin_address: str, timeout_s: float = 10) -> cluster_pb2.Worker:

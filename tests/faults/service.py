@@ -30,9 +30,12 @@ RETURN_TIMEOUT_S = 60.0
 class FaultService:
     """One scheduler, one frontend, workers; all on free loopback ports."""
 
-    def __init__(self, running: Cluster, adapters: Mapping[str, Path], worker_names: tuple[str, ...]) -> None:
+    def __init__(
+        self, running: Cluster, adapters: Mapping[str, Path], worker_names: tuple[str, ...], *worker_flags: str
+    ) -> None:
         """Returns when everything serves."""
         self._running = running
+        self._worker_flags = (*WORKER_FLAGS, *worker_flags)
         self.scheduler = running.start_scheduler(*SCHEDULER_FLAGS)
         self.workers = {name: self._start_worker(name) for name in worker_names}
         roots = [flag for folder in adapters.values() for flag in ("--adapter-roots", str(folder))]
@@ -42,7 +45,7 @@ class FaultService:
         self.digests = {name: register(self.address, name, folder).version.digest for name, folder in adapters.items()}
 
     def _start_worker(self, name: str) -> Process:
-        return self._running.start_worker(*WORKER_FLAGS, "--worker-id", name, name=name)
+        return self._running.start_worker(*self._worker_flags, "--worker-id", name, name=name)
 
     def restart(self, name: str) -> None:
         """Starts a worker that has died."""
