@@ -1,0 +1,1 @@
+"""From logits to tokens, on the device and without waiting for it. See README.md."""
