@@ -15,10 +15,10 @@ from loraplex_scheduler.core import event as events
 from loraplex_scheduler.core.adapter import AdapterPart
 from loraplex_scheduler.core.config import SECOND_NS, CoreConfig
 from loraplex_scheduler.core.core import SchedulerCore
-from loraplex_scheduler.core.residency import Tier
 from loraplex_scheduler.core.sampling import Sampling
 from tests.scheduler.client_ledger import Clients
 from tests.scheduler.model_worker import ModelWorker, frame_order
+from tests.scheduler.overtaking_ledger import OvertakingLedger
 
 CONFIG = CoreConfig(
     max_queued_requests=8,
@@ -116,10 +116,12 @@ class CoreMachine(RuleBasedStateMachine):
         self.outcomes: list[str] = []
         """Of the next loads; those after them go well."""
         self.num_events = 0
+        self.overtaking = OvertakingLedger(self.core)
 
     # --- the shell's part ---
 
     def turn(self, *turn: events.Event) -> list[commands.Command]:
+        self.overtaking.now_ns = self.now_ns
         result = self.core.handle_all(turn, now_ns=self.now_ns)
         self.clients.hear(result)
         to_workers: dict[str, list[commands.WorkerCommand]] = {}
@@ -357,6 +359,7 @@ class CoreMachine(RuleBasedStateMachine):
     def a_worker_has_at_least_the_pages_that_the_scheduler_counts_on(self) -> None:
         for worker_id, link in self.links.items():
             if not link.down and not link.up:
+                assert worker_id in self.core._workers, f"{worker_id} is connected, and given up"
                 ledger = self.core._workers[worker_id].ledger
                 assert link.worker.num_free >= ledger.free
                 assert sum(r.pages for r in link.worker.running.values()) == ledger.counts().kv
@@ -394,9 +397,9 @@ class CoreMachine(RuleBasedStateMachine):
     def describe(self) -> str:
         """Who never ended, and what stands in the way."""
         lines = [f"never ended: {[client.submitted.key for client in self.clients.open()]}"]
-        for waiting in self.core._queue:
+        for waiting in self.core._room:
             request = waiting.request
-            lines.append(f"{waiting} {request.digests} at {request.places}, overdue={waiting.is_overdue}")
+            lines.append(f"{waiting} {request.digests} at {request.places}, overtaken={waiting.overtaken_ns}")
             lines.append(f"  prompt {len(request.prompt_ids)}, {waiting.num_output} of {request.max_tokens} tokens")
         for worker in self.core._workers.values():
             lines.append(f"{worker} {worker.ledger.counts()} running {worker.sequences} starving {worker.starving}")
@@ -421,7 +424,7 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 class OneWorkerMachine(CoreMachine):
-    """With one worker, so that who was overtaken is plain to see."""
+    """With one worker, so that everybody wants the same room."""
 
     workers = WORKERS[:1]
 
@@ -431,28 +434,3 @@ class OneWorkerMachine(CoreMachine):
     @rule(num_pages=st.sampled_from([20, 14]))
     def restart_the_worker(self, num_pages: int) -> None:
         self.connect_worker(WORKERS[0], num_pages)
-
-    def turn(self, *turn: events.Event) -> list[commands.Command]:
-        result = super().turn(*turn)
-        if len(self.links) == 1:
-            self._check_overtaking(result)
-        return result
-
-    def _check_overtaking(self, turn: list[commands.Command]) -> None:
-        """Nobody was admitted over one that has been eligible for longer than the bound, by its own books."""
-        for command in turn:
-            if isinstance(command, commands.Admit) and command.worker_id in self.core._workers:
-                worker = self.core._workers[command.worker_id]
-                admitted = worker.sequences.get(command.sequence_id)
-                for waiting in self.core._queue:
-                    if admitted is not None and waiting.right < admitted.right:
-                        assert not self._is_owed(waiting, worker), f"{admitted} overtook {waiting} past the bound"
-
-    def _is_owed(self, waiting, worker) -> bool:
-        digests = waiting.request.digests
-        if worker.worker_id not in waiting.request.places or worker.residency.failure(digests, now_ns=self.now_ns):
-            return False
-        if any(worker.residency.tier(d) in (Tier.LOADING, Tier.EVICTING) for d in digests):
-            return False
-        eligible_ns = max(waiting.queued_ns, worker.residency.device_ns(digests))
-        return self.now_ns - eligible_ns >= self.config.max_overtake_ns

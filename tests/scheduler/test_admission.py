@@ -32,7 +32,7 @@ def test_a_grant_is_extended_before_it_ends_and_never_past_max_tokens():
 def test_higher_priority_goes_first_and_equal_ones_in_the_order_of_arrival():
     rig = Rig()
     rig.connect_worker(max_sequences=1)
-    running = rig.submit()
+    running = rig.submit(priority=-9)
     low, first, second, high = (rig.submit(priority=p) for p in (5, 0, 0, -5))
     rig.finish(running, low, first, second, high)
     order = [admit.prompt_ids for admit in rig.of_kind(commands.Admit)]
@@ -54,6 +54,9 @@ def test_past_the_bound_nothing_younger_overtakes_until_the_big_one_is_in():
     rig.connect_worker(num_pages=8, page_size=4)
     running = rig.submit(num_prompt=12, max_tokens=12)
     big = rig.submit(num_prompt=20, max_tokens=6)
+    overtaker = rig.submit(num_prompt=2, max_tokens=2)
+    assert rig.is_running(overtaker), "within the bound it was meant to get in"
+    rig.finish(overtaker)
     rig.pass_time(1.0)
     younger = [rig.submit(num_prompt=2, max_tokens=2) for _ in range(3)]
     assert not any(rig.is_running(client) for client in younger), "overtaken past the bound"
@@ -63,7 +66,7 @@ def test_past_the_bound_nothing_younger_overtakes_until_the_big_one_is_in():
 
 
 def test_a_stream_of_small_requests_cannot_starve_a_big_one_past_the_stated_bound():
-    """The worst wait of policy.FirstComeFirstServed: max_overtake + T_drain, with no adapter to load."""
+    """The worst wait of docs/architecture.md with no adapter to load: T_drain + max_overtake + T_drain."""
     rig = Rig(max_overtake_ns=1_000_000_000)
     rig.connect_worker(num_pages=10, page_size=4, max_sequences=8)
     longest_s = 12 * 0.01
@@ -76,7 +79,7 @@ def test_a_stream_of_small_requests_cannot_starve_a_big_one_past_the_stated_boun
         rig.step()
         while not rig.is_running(rig.submit(num_prompt=2, max_tokens=12)):
             break
-        assert (rig.now_ns - start_ns) / 1e9 <= 1.0 + longest_s + 0.02, "waited past the bound"
+        assert (rig.now_ns - start_ns) / 1e9 <= 1.0 + 2 * longest_s + 0.02, "waited past the bound"
     assert (rig.now_ns - start_ns) / 1e9 >= 0.9, "the small ones were meant to be in the way"
 
 
@@ -108,7 +111,7 @@ def test_waiting_for_a_load_does_not_count_as_being_overtaken():
 def test_a_candidate_that_was_passed_over_does_not_use_up_the_cap_on_adapters():
     rig = Rig(max_adapters_per_step=2)
     rig.holds_loads = True
-    rig.connect_worker()
+    rig.connect_worker(num_pages=40)
     for name in ("a", "b", "c"):
         rig.register(name)
     loading = [rig.submit("a"), rig.submit("b")]

@@ -8,11 +8,11 @@ from loraplex_scheduler.core import reports
 from loraplex_scheduler.core.batcher import Batcher
 from loraplex_scheduler.core.catalog import Catalog
 from loraplex_scheduler.core.core import SchedulerCore
+from loraplex_scheduler.core.drains import Drains
 from loraplex_scheduler.core.endings import Endings
 from loraplex_scheduler.core.ledger import Ledger
 from loraplex_scheduler.core.loader import Loader
-from loraplex_scheduler.core.policy import FirstComeFirstServed
-from loraplex_scheduler.core.residency import Residency, Tier
+from loraplex_scheduler.core.residency import Residency, Standby, Tier
 from loraplex_scheduler.core.standing import Standing
 from loraplex_scheduler.core.unregistering import Unregistering
 from loraplex_scheduler.core.worker import Worker
@@ -46,10 +46,12 @@ def an_adapter_that_is_still_loading_counts_as_there(patch):
 
 
 def an_adapter_in_use_is_evicted(patch):
-    def evictable(self, *, keep=()):
-        return [r for r in self if r.tier is Tier.DEVICE and r.digest not in keep]
+    standby = Residency._standby
 
-    patch.setattr(Residency, "evictable", evictable)
+    def never_in_use(self, resident):
+        return Standby.IDLE if resident.num_users else standby(self, resident)
+
+    patch.setattr(Residency, "_standby", never_in_use)
 
 
 def a_lease_is_never_dropped(patch):
@@ -77,7 +79,7 @@ def a_lost_worker_s_sequences_are_forgotten(patch):
     def forget(self, worker, *, now_ns):
         lost = lose(self, worker, now_ns=now_ns)
         for sequence in lost:
-            self._queue.remove(sequence)
+            self._room.remove(sequence)
         return lost
 
     patch.setattr(Standing, "lose", forget)
@@ -110,11 +112,11 @@ def reports_of_an_old_registration_are_believed(patch):
 
 
 def nobody_is_ever_overdue(patch):
-    patch.setattr(FirstComeFirstServed, "is_overdue", lambda self, *, eligible_ns, now_ns: False)
+    patch.setattr(Drains, "is_overdue", lambda self, sequence, *, now_ns: False)
 
 
 def a_drain_closes_nothing(patch):
-    patch.setattr(Batcher, "_drain", lambda self, sequence, worker, takers, *, now_ns: None)
+    patch.setattr(Drains, "_owes", lambda self, sequence, worker: False)
 
 
 def a_grant_that_finds_no_room_is_forgotten(patch):
@@ -130,7 +132,8 @@ def a_grant_that_finds_no_room_is_forgotten(patch):
 
 
 def the_slots_of_a_worker_are_not_counted(patch):
-    patch.setattr(Batcher, "_has_slot", lambda self, worker: True)
+    patch.setattr(Worker, "has_slot", property(lambda self: True))
+    patch.setattr(Batcher, "_has_slots_for", lambda self, sequence, worker: True)
 
 
 def a_failed_load_keeps_its_pages(patch):
@@ -148,14 +151,8 @@ def a_failed_load_keeps_its_pages(patch):
 
 def nobody_is_told_of_a_failed_load(patch):
     patch.setattr(Batcher, "fail_waiting", lambda self, digest, *, now_ns: None)
-    patch.setattr(Batcher, "_failure", lambda self, sequence, *, now_ns: None)
-    patch.setattr(
-        Residency,
-        "failure",
-        lambda self, digests, *, now_ns: next(
-            (r for d in digests if (r := self.get(d)) is not None and r.tier is Tier.FAILED), None
-        ),
-    )
+    patch.setattr(Batcher, "_failure", lambda self, lane, *, now_ns: None)
+    patch.setattr(Residency, "allow", lambda self, digest, *, now_ns: False)
 
 
 def an_unregistered_name_is_gone_at_once(patch):

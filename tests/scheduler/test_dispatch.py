@@ -83,8 +83,8 @@ async def test_the_fence_reaches_the_registration_that_it_is_for():
         await dispatcher.apply(events.WorkerConnected(info=worker_info("w", 1)))
         await dispatcher.apply(submitted(1))
         (admit,) = work.batches[0]
-        refused = events.CommandRefused(worker_id="w", epoch=1, sequence_id=admit.sequence_id, reason="OUT_OF_PAGES")
-        await dispatcher.apply(refused)
+        gap = events.Emission(sequence_id=admit.sequence_id, first_index=1, token_ids=(1,))
+        await dispatcher.apply(events.StepReported(worker_id="w", epoch=1, step=1, emissions=(gap,)))
         assert len(work.fences) == 1
 
     await run(scenario)

@@ -86,14 +86,29 @@ def test_a_report_that_cannot_be_true_fences_the_worker_and_harms_no_request(lie
     assert client.finishes[0].reason is FinishReason.MAX_TOKENS
 
 
-def test_a_refused_admission_means_that_the_books_differ_and_fences_the_worker():
+def refuse(worker) -> events.CommandRefused:
+    """The worker says no to its only sequence, and does not have it."""
+    (sequence_id,) = worker.running
+    del worker.running[sequence_id]
+    return events.CommandRefused(worker_id="w", epoch=worker.info.epoch, sequence_id=sequence_id, reason="OUT_OF_PAGES")
+
+
+def test_a_refused_admission_is_tried_again_and_harms_nobody_else():
     rig = Rig()
     worker = rig.connect_worker()
     client = rig.submit(max_tokens=15)
-    refused = events.CommandRefused(
-        worker_id="w", epoch=worker.info.epoch, sequence_id=next(iter(worker.running)), reason="OUT_OF_PAGES"
-    )
-    assert [type(c) for c in rig.turn(refused)] == [commands.FenceWorker]
+    assert [type(c) for c in rig.turn(refuse(worker))] == [commands.Retire, commands.Admit]
+    rig.finish(client)
+    assert not rig.of_kind(commands.FenceWorker)
+
+
+def test_a_worker_that_goes_on_refusing_keeps_other_books_and_is_fenced():
+    rig = Rig(max_refusals=3)
+    worker = rig.connect_worker()
+    client = rig.submit(max_tokens=15)
+    for _ in range(2):
+        assert not [c for c in rig.turn(refuse(worker)) if isinstance(c, commands.FenceWorker)]
+    assert [type(c) for c in rig.turn(refuse(worker))] == [commands.FenceWorker]
     rig.connect_worker()
     rig.finish(client)
 
@@ -122,14 +137,30 @@ def test_output_that_is_not_finite_ends_that_request_alone():
     rig.finish(good)
 
 
-def test_a_request_under_which_worker_after_worker_dies_is_stopped():
+def test_a_request_under_which_two_workers_die_is_stopped_as_poison_and_the_others_go_on():
     rig = Rig(max_worker_losses=2)
     poison = rig.submit(max_tokens=15)
-    for _ in range(3):
+    for worker_id in ("v", "w"):
         assert not poison.is_over
+        rig.connect_worker(worker_id)
+        rig.lose_worker(worker_id)
+    assert failure(poison) == ("FailedPrecondition", "REQUEST_POISONED")
+    good = rig.submit(max_tokens=15)
+    rig.connect_worker()
+    rig.finish(good)
+    assert good.finishes[0].reason is FinishReason.MAX_TOKENS
+
+
+def test_a_request_that_got_on_under_each_worker_that_died_is_not_the_cause():
+    rig = Rig(max_worker_losses=2)
+    client = rig.submit(max_tokens=15)
+    for _ in range(5):
         rig.connect_worker()
+        rig.step()
         rig.lose_worker()
-    assert failure(poison) == ("Unavailable", "WORKER_LOST")
+    rig.connect_worker()
+    rig.finish(client)
+    assert client.finishes[0].reason is FinishReason.MAX_TOKENS
 
 
 def test_a_sequence_whose_last_token_came_before_the_loss_is_complete():

@@ -35,6 +35,7 @@ class MetricsObserver:
                 number("loraplex_rows_total").add(num_rows, kind)
         number("loraplex_engine_tokens_total").add(sum(len(emission.token_ids) for emission in report.emissions))
         number("loraplex_nonfinite_rows_total").add(sum(e.finish is Finish.NUMERICAL for e in report.emissions))
+        number("loraplex_prefix_cache_tokens_total").add(sum(hit.num_tokens for hit in report.prefix_hits))
         for kind in ("free", "kv", "adapter"):
             number("loraplex_engine_pages").set(getattr(report.pages, kind), kind)
 

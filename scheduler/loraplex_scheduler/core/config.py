@@ -1,8 +1,20 @@
 """What an operator may set for the core. Every bound that its docstrings speak of is here."""
 
 import dataclasses
+from collections.abc import Mapping
 
 SECOND_NS = 1_000_000_000
+_AT_LEAST_ONE = (
+    "max_queued_requests",
+    "max_inflight_per_tenant",
+    "max_loads_in_flight",
+    "load_timeout_ns",
+    "max_lookahead",
+    "fairness_quantum",
+    "max_replicas",
+    "max_worker_losses",
+    "max_refusals",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +34,29 @@ class CoreConfig:
     admission_watermark: float = 0.02
     """Part of a worker's pool that an admission leaves free for the running sequences to grow, unless none runs."""
     max_overtake_ns: int = 2 * SECOND_NS
-    """How long an eligible sequence may be overtaken. See ``policy.FirstComeFirstServed`` for the worst wait."""
+    """How long a sequence may be overtaken by others of less right. The worst wait is in docs/architecture.md."""
+    max_lookahead: int = 8
+    """Sequences that do not fit and may be passed over in one look at a worker."""
+    fairness_quantum: float = 512.0
+    """Service counters closer than this count as equal where deadlines and clustering choose."""
+    prefill_cost: float = 1.0
+    """Of a prompt token that was computed, in units of service."""
+    decode_cost: float = 2.0
+    """Of an output token."""
+    tenant_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Shares of the service; 1 for those that are not named."""
+    preemption_hysteresis_ns: int = SECOND_NS // 2
+    """A sequence that gave way to a better class once does so again only after running for this long."""
+    max_pages_ahead: float = 0.25
+    """Part of a worker's pool for adapters that are loaded before anything of theirs runs. One may always be."""
+    max_replicas: int = 4
+    """Workers that hold one adapter at a time because of its load."""
+    replica_wait_ns: int = SECOND_NS // 2
+    """An adapter whose first sequence has waited for this long gets one more worker, if one is clearly less loaded."""
+    replica_cooldown_ns: int = 30 * SECOND_NS
+    """Since its last growth, before an adapter that nothing waits for has one worker less."""
+    slo_margin: float = 0.2
+    """Part by which a predicted time to the first token is taken to be too short."""
     max_adapters_per_step: int = 0
     """Distinct adapters among a worker's admitted sequences. 0 = as many as memory holds."""
     max_step_tokens: int = 0
@@ -38,8 +72,10 @@ class CoreConfig:
     max_load_backoff_ns: int = 60 * SECOND_NS
     no_worker_grace_ns: int = 10 * SECOND_NS
     """How long requests wait for a worker while none is connected."""
-    max_worker_losses: int = 3
-    """Workers that may be lost under one request before it is taken for the cause."""
+    max_worker_losses: int = 2
+    """Workers lost between a request's admission there and its next token before it is taken for the cause."""
+    max_refusals: int = 3
+    """Sequence commands that a worker may refuse before its books are taken to be wrong beyond repair."""
     prefix_secret: bytes = b""
     """Keys the namespaces of the prefix caches. The shell draws one at each start. Empty: no prefix is kept."""
     share_base_prefixes: bool = False
@@ -53,6 +89,9 @@ class CoreConfig:
             raise ValueError(f"{given}: the first must be at least 0 and below the second")
         if not 0 <= self.admission_watermark < 1:
             raise ValueError(f"admission_watermark={self.admission_watermark} must be in [0, 1)")
-        for name in ("max_queued_requests", "max_inflight_per_tenant", "max_loads_in_flight", "load_timeout_ns"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for tenant, weight in self.tenant_weights.items():
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"tenant_weights: {weight} of {tenant!r} must be above 0 and finite")

@@ -3,31 +3,35 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from loraplex_contract.errors import Internal, Unavailable
+from loraplex_contract.errors import FailedPrecondition, Internal, Unavailable
 from loraplex_scheduler.core import event as events
+from loraplex_scheduler.core.account import Accounts
 from loraplex_scheduler.core.batcher import Batcher
 from loraplex_scheduler.core.capacity import Capacity
 from loraplex_scheduler.core.catalog import Catalog
 from loraplex_scheduler.core.command import CancelAnswered, Command, FenceWorker, SetBudget
 from loraplex_scheduler.core.config import CoreConfig
 from loraplex_scheduler.core.endings import Endings
+from loraplex_scheduler.core.estimator import Estimator
 from loraplex_scheduler.core.event import Event, RequestKey
 from loraplex_scheduler.core.finish import FinishReason
 from loraplex_scheduler.core.intake import Intake, deadline_exceeded, no_workers, queue_timeout
 from loraplex_scheduler.core.invariants import check_all
 from loraplex_scheduler.core.lifecycle import State
-from loraplex_scheduler.core.loader import Loader
+from loraplex_scheduler.core.loader import Loader, Wake
+from loraplex_scheduler.core.placement import Placement
 from loraplex_scheduler.core.policies import make_policy
 from loraplex_scheduler.core.policy import Policy
-from loraplex_scheduler.core.queue import Queue
 from loraplex_scheduler.core.reports import Reports, WorkerFault, reason_of_max_tokens
-from loraplex_scheduler.core.request import Request
+from loraplex_scheduler.core.request import Request, Sequence
 from loraplex_scheduler.core.request_table import RequestTable
 from loraplex_scheduler.core.residency import Tier
+from loraplex_scheduler.core.service_level import ServiceLevel
 from loraplex_scheduler.core.standing import Standing
 from loraplex_scheduler.core.statistics import CoreStatistics, snapshot
 from loraplex_scheduler.core.timers import Due, Timers
 from loraplex_scheduler.core.unregistering import Unregistering
+from loraplex_scheduler.core.waiting_room import WaitingRoom
 from loraplex_scheduler.core.worker import Worker
 
 
@@ -44,24 +48,59 @@ class SchedulerCore:
         self._frontends: dict[str, str] = {}
         """Connected ones, with their incarnation."""
         self._workers: dict[str, Worker] = {}
-        self._queue: Final = Queue()
         self._requests: Final = RequestTable()
         self._timers: Final = Timers()
         self._catalog: Final = Catalog()
         self._capacity: Final = Capacity(self._catalog, max_adapters_per_step=config.max_adapters_per_step)
+        policy = policy or make_policy(config.policy, config)
+        self._policy: Final = policy
+        self._accounts: Final = Accounts(lambda tenant: config.tenant_weights.get(tenant, 1.0))
+        self._estimator: Final = Estimator()
+        self._placement: Final = Placement(config, self._workers)
+        self._room: Final = WaitingRoom(
+            config, policy, accounts=self._accounts, placement=self._placement, workers=self._workers
+        )
         emit = self._emit
-        self._loader: Final = Loader(config, self._catalog, emit)
-        self._standing: Final = Standing(config, self._queue, self._workers, emit)
-        self._endings: Final = Endings(self._requests, self._standing, self._catalog, emit)
-        self._reports: Final = Reports(self._standing, self._endings, emit)
+        self._loader: Final = Loader(
+            config,
+            self._catalog,
+            emit,
+            moved=self._room.moved,
+            right_of=self._room.right_of,
+            loaded=self._estimator.loaded,
+        )
+        self._service_level: Final = ServiceLevel(
+            config,
+            policy.rules,
+            estimator=self._estimator,
+            accounts=self._accounts,
+            room=self._room,
+            loader=self._loader,
+            workers=self._workers,
+        )
+        self._standing: Final = Standing(
+            config, policy, room=self._room, workers=self._workers, estimator=self._estimator, emit=emit
+        )
+        self._endings: Final = Endings(
+            requests=self._requests,
+            standing=self._standing,
+            catalog=self._catalog,
+            accounts=self._accounts,
+            emit=emit,
+        )
+        self._reports: Final = Reports(
+            config, standing=self._standing, endings=self._endings, estimator=self._estimator, emit=emit
+        )
         self._intake: Final = Intake(
             config,
             requests=self._requests,
-            queue=self._queue,
+            room=self._room,
             timers=self._timers,
             catalog=self._catalog,
             capacity=self._capacity,
             workers=self._workers,
+            accounts=self._accounts,
+            service_level=self._service_level,
             emit=emit,
         )
         self._unregistering: Final = Unregistering(
@@ -74,12 +113,14 @@ class SchedulerCore:
         )
         self._batcher: Final = Batcher(
             config,
-            policy or make_policy(config.policy, config),
-            queue=self._queue,
+            policy,
+            room=self._room,
+            placement=self._placement,
             workers=self._workers,
             standing=self._standing,
             loader=self._loader,
             give_up=lambda sequence, error: self._endings.fail(sequence, error, now_ns=self._now_ns),
+            lateness=lambda sequence: self._service_level.lateness(sequence, now_ns=self._now_ns),
         )
         self._now_ns = 0
         self._workers_changed_ns: int | None = None
@@ -127,8 +168,9 @@ class SchedulerCore:
         return commands
 
     def next_timer_ns(self) -> int | None:
-        """When a Tick is due because of a deadline; None for no such time."""
-        return self._timers.next_ns()
+        """When a Tick is due because of a deadline or a backoff; None for no such time."""
+        times = (self._timers.next_ns(), self._loader.next_alarm_ns(), self._room.next_alarm_ns())
+        return min((time for time in times if time is not None), default=None)
 
     def has_request(self, key: RequestKey) -> bool:
         return self._requests.get(key) is not None
@@ -196,9 +238,10 @@ class SchedulerCore:
         worker_id = event.info.worker_id
         if worker_id in self._workers:
             self._lose(self._workers[worker_id])
-        self._workers[worker_id] = Worker(event.info)
+        self._workers[worker_id] = Worker(event.info, self._room.waited)
         self._workers_changed_ns = self._now_ns
         if 0 < self.config.max_step_tokens < event.info.max_step_tokens:
+            self._workers[worker_id].max_step_tokens = self.config.max_step_tokens
             self._emit(
                 SetBudget(worker_id=worker_id, epoch=event.info.epoch, max_step_tokens=self.config.max_step_tokens)
             )
@@ -211,6 +254,7 @@ class SchedulerCore:
             error = self._capacity.settle(request, self._workers.values())
             if error is not None and (request.places or not request.had_places):
                 self._endings.fail_all(request, error, now_ns=self._now_ns)
+        self._room.rebuild()
 
     def _on_worker_lost(self, event: events.WorkerLost) -> None:
         worker = self._worker(event.worker_id, event.epoch)
@@ -229,16 +273,22 @@ class SchedulerCore:
         for sequence in lost:
             if sequence.num_output >= sequence.max_tokens:
                 self._endings.finish(sequence, reason_of_max_tokens(sequence), now_ns=self._now_ns)
-        for request in {sequence.request.arrival: sequence.request for sequence in lost}.values():
+        for request in {sequence.request.arrival: sequence.request for sequence in lost if sequence.is_fresh}.values():
             self._count_loss(request)
         self._settle_places()
         self._is_dirty = True
 
     def _count_loss(self, request: Request) -> None:
+        """A worker died under it before it had one more token to show: it may be the cause."""
         request.num_worker_losses += 1
-        if request.num_worker_losses > self.config.max_worker_losses:
-            message = f"{request.num_worker_losses} workers were lost under this request: it is not tried again"
-            self._endings.fail_all(request, Unavailable(message, reason="WORKER_LOST"), now_ns=self._now_ns)
+        if request.num_worker_losses >= self.config.max_worker_losses and request.num_unfinished:
+            message = (
+                f"{request.num_worker_losses} workers were lost right after they took this request: "
+                "it is stopped, so that it takes no more"
+            )
+            metadata = {"workers": str(request.num_worker_losses)}
+            error = FailedPrecondition(message, reason="REQUEST_POISONED", metadata=metadata)
+            self._endings.fail_all(request, error, now_ns=self._now_ns)
 
     def _fence(self, worker: Worker, cause: str) -> None:
         """Its books and ours differ: nothing that it says can be trusted any more."""
@@ -250,7 +300,8 @@ class SchedulerCore:
         if worker is None:
             return
         try:
-            self._is_dirty |= self._reports.take(worker, event, now_ns=self._now_ns)
+            if self._reports.take(worker, event, now_ns=self._now_ns):
+                self._is_dirty = worker.needs_look = True
         except WorkerFault as fault:
             self._fence(worker, str(fault))
 
@@ -258,7 +309,7 @@ class SchedulerCore:
         worker = self._worker(event.worker_id, event.epoch)
         if worker is None:
             return
-        self._is_dirty = True
+        self._is_dirty = worker.needs_look = True
         match event.state:
             case events.WorkerAdapterState.DEVICE:
                 self._loader.on_device(worker, event.digest, now_ns=self._now_ns)
@@ -273,7 +324,7 @@ class SchedulerCore:
         worker = self._worker(event.worker_id, event.epoch)
         if worker is None:
             return
-        self._is_dirty = True
+        self._is_dirty = worker.needs_look = True
         sequence = worker.sequences.get(event.sequence_id or 0)
         if sequence is None:
             self._on_adapter_refused(worker, event)
@@ -281,7 +332,15 @@ class SchedulerCore:
             error = Internal("the worker refused the request as malformed", reason="COMMAND_REFUSED")
             self._endings.fail(sequence, error, now_ns=self._now_ns)
         else:
-            self._fence(worker, f"refused sequence {event.sequence_id}: {event.reason}")
+            self._take_back(worker, sequence, event.reason)
+
+    def _take_back(self, worker: Worker, sequence: Sequence, reason: str) -> None:
+        """It is tried again, there or elsewhere; a worker that goes on refusing keeps other books than we do."""
+        worker.num_refusals += 1
+        if worker.num_refusals >= self.config.max_refusals:
+            self._fence(worker, f"refused {worker.num_refusals} commands, the last for want of {reason}")
+        else:
+            self._standing.preempt(sequence, now_ns=self._now_ns)
 
     def _on_adapter_refused(self, worker: Worker, event: events.CommandRefused) -> None:
         match worker.residency.tier(event.digest):
@@ -312,11 +371,23 @@ class SchedulerCore:
                 self._on_due(due, request)
         if len(self._timers) > 64 + 4 * len(self._requests):
             self._timers.forget_ended({request.arrival for request in self._requests})
-        for worker in list(self._workers.values()):
-            if self._loader.is_stuck(worker, now_ns=self._now_ns):
-                self._fence(worker, "a load or an eviction was never answered")
-        if len(self._queue):
+        for wake in self._loader.due(now_ns=self._now_ns):
+            self._on_wake(wake)
+        self._room.consider_replicas(now_ns=self._now_ns)
+        if len(self._room):
             self._give_up_the_homeless()
+            for worker in self._workers.values():
+                worker.needs_look = True
+            self._is_dirty = True
+
+    def _on_wake(self, wake: Wake) -> None:
+        worker = self._worker(wake.worker_id, wake.epoch)
+        if worker is None:
+            return
+        if self._loader.is_stuck(worker, wake.digest, now_ns=self._now_ns):
+            self._fence(worker, "a load or an eviction was never answered")
+        else:
+            self._loader.allow_again(worker, wake.digest, now_ns=self._now_ns)
             self._is_dirty = True
 
     def _on_due(self, due: Due, request: Request) -> None:
@@ -331,6 +402,16 @@ class SchedulerCore:
                 for sequence in request.unfinished():
                     if sequence.admitted_ns is None:
                         self._endings.fail(sequence, queue_timeout(), now_ns=self._now_ns)
+            case Due.FIRST_TOKEN:
+                self._end_late(request)
+
+    def _end_late(self, request: Request) -> None:
+        """One that waits will not make it; one that runs has cost its prefill already."""
+        for sequence in request.unfinished():
+            if sequence.state is State.QUEUED:
+                error = self._service_level.lateness(sequence, now_ns=self._now_ns + 1)
+                if error is not None:
+                    self._endings.fail(sequence, error, now_ns=self._now_ns)
 
     def _is_grace_over(self) -> bool:
         assert self._workers_changed_ns is not None
@@ -339,17 +420,14 @@ class SchedulerCore:
     def _give_up_the_homeless(self) -> None:
         """No worker that they fit on has come back in time."""
         if self._is_grace_over():
-            for sequence in self._queue:
-                if not sequence.request.places:
-                    self._endings.fail(sequence, no_workers(self.config), now_ns=self._now_ns)
+            for sequence in self._room.homeless():
+                self._endings.fail(sequence, no_workers(self.config), now_ns=self._now_ns)
 
     # --- what it shows ---
 
     def statistics(self) -> CoreStatistics:
-        return snapshot(
-            requests=self._requests, queue=self._queue, catalog=self._catalog, workers=self._workers.values()
-        )
+        return snapshot(requests=self._requests, room=self._room, catalog=self._catalog, workers=self._workers.values())
 
     def check(self) -> None:
         """Assert every invariant. O(everything): for tests, and for a server that has nothing to do."""
-        check_all(requests=self._requests, queue=self._queue, catalog=self._catalog, workers=self._workers.values())
+        check_all(requests=self._requests, room=self._room, catalog=self._catalog, workers=self._workers.values())

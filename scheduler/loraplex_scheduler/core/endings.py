@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from loraplex_contract.errors import LoraplexError
+from loraplex_scheduler.core.account import Accounts
 from loraplex_scheduler.core.catalog import Catalog
 from loraplex_scheduler.core.command import Command, Finished
 from loraplex_scheduler.core.finish import FinishReason
@@ -17,8 +18,15 @@ class Endings:
     """Ends sequences and requests; exactly one Finished goes out for each sequence, unless its frontend is gone."""
 
     def __init__(
-        self, requests: RequestTable, standing: Standing, catalog: Catalog, emit: Callable[[Command], None]
+        self,
+        *,
+        requests: RequestTable,
+        standing: Standing,
+        catalog: Catalog,
+        accounts: Accounts,
+        emit: Callable[[Command], None],
     ) -> None:
+        self._accounts: Final = accounts
         self._requests: Final = requests
         self._standing: Final = standing
         self._catalog: Final = catalog
@@ -75,3 +83,4 @@ class Endings:
             assert all(sequence.state is State.DONE for sequence in request.sequences)
             self._requests.remove(request)
             self._catalog.release(request.tenant, request.adapters)
+            self._accounts.leave(request.account)

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from typing import Final
 
 from loraplex_contract.errors import AlreadyExists, DeadlineExceeded, LoraplexError, ResourceExhausted, Unavailable
+from loraplex_scheduler.core.account import Accounts
 from loraplex_scheduler.core.capacity import Capacity
 from loraplex_scheduler.core.catalog import Catalog
 from loraplex_scheduler.core.command import Accepted, Command, Rejected, Started
 from loraplex_scheduler.core.config import SECOND_NS, CoreConfig
 from loraplex_scheduler.core.event import Submitted
-from loraplex_scheduler.core.queue import Queue
 from loraplex_scheduler.core.request import Request
 from loraplex_scheduler.core.request_table import RequestTable
 from loraplex_scheduler.core.seed import request_seed
+from loraplex_scheduler.core.service_level import ServiceLevel
 from loraplex_scheduler.core.timers import Due, Timers
+from loraplex_scheduler.core.waiting_room import WaitingRoom
 from loraplex_scheduler.core.worker import Worker
 
 
@@ -25,16 +27,20 @@ class Intake:
         config: CoreConfig,
         *,
         requests: RequestTable,
-        queue: Queue,
+        room: WaitingRoom,
         timers: Timers,
         catalog: Catalog,
         capacity: Capacity,
         workers: dict[str, Worker],
+        accounts: Accounts,
+        service_level: ServiceLevel,
         emit: Callable[[Command], None],
     ) -> None:
+        self._accounts: Final = accounts
+        self._service_level: Final = service_level
         self._config: Final = config
         self._requests: Final = requests
-        self._queue: Final = queue
+        self._room: Final = room
         self._timers: Final = timers
         self._catalog: Final = catalog
         self._capacity: Final = capacity
@@ -69,7 +75,7 @@ class Intake:
                 f"this tenant has {config.max_inflight_per_tenant} requests in flight, the most allowed: wait for one"
             )
             raise ResourceExhausted(message, reason="TENANT_QUOTA", retry_delay_s=1.0)
-        num_waiting = self._queue.num_new_requests
+        num_waiting = self._room.num_new_requests
         if num_waiting >= config.max_queued_requests:
             message = f"{num_waiting} requests are waiting, the most allowed is {config.max_queued_requests}: try later"
             raise ResourceExhausted(message, reason="QUEUE_FULL", retry_delay_s=1.0)
@@ -83,23 +89,27 @@ class Intake:
         if seed is None:
             self._num_seeds += 1
             seed = request_seed(self._config.seed_salt, self._num_seeds)
-        request = Request(submitted, adapters, seed=seed, arrival=self._num_accepted, now_ns=now_ns)
+        account = self._accounts.enter(submitted.tenant, tuple(part.digest for part in adapters))
+        request = Request(submitted, adapters, account=account, seed=seed, arrival=self._num_accepted, now_ns=now_ns)
         error = self._capacity.settle(request, self._workers.values())
+        error = error or self._service_level.refusal(request, now_ns=now_ns)
         if error is not None:
+            self._accounts.leave(account)
             raise error
         return request
 
     def _take(self, request: Request, submitted: Submitted) -> None:
-        num_waiting = self._queue.num_new_requests
+        num_waiting = self._room.num_new_requests
         self._num_accepted += 1
         self._catalog.lease(request.tenant, request.adapters)
         self._requests.add(request)
         for sequence in request.sequences:
-            self._queue.add(sequence)
+            self._room.add(sequence)
         for when_ns, due in (
             (submitted.time_limit_ns, Due.TIME_LIMIT),
             (submitted.deadline_ns, Due.DEADLINE),
             (submitted.queue_deadline_ns, Due.QUEUE_DEADLINE),
+            (submitted.first_token_deadline_ns, Due.FIRST_TOKEN),
         ):
             if when_ns is not None:
                 self._timers.add(when_ns, due, request.arrival, request.key)

@@ -1,29 +1,95 @@
-"""Which worker a sequence should run on: where its adapters are, then where the load is least."""
+"""Which workers should hold a lane's adapters: where they are, then by rendezvous hashing, on as many as needed."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Final, Protocol
 
+from loraplex_scheduler.core.config import CoreConfig
 from loraplex_scheduler.core.request import Sequence
+from loraplex_scheduler.core.seed import mix, stable_hash
 from loraplex_scheduler.core.worker import Worker
 
-_READY, _MOVING, _MISSING = range(3)
+CLEARLY: Final = 0.25
+"""How much less loaded a worker must be, of 1, to be preferred to the one that hashing chooses."""
+_MAX_REMEMBERED: Final = 16_384
+"""Adapters whose number of replicas is above one; past it the first ones are forgotten."""
 
 
-def rank(sequence: Sequence, workers: Iterable[Worker]) -> list[Worker]:
-    """The workers, best first: its home, all adapters on the device, on their way, absent; then the least loaded."""
-    ranked = list(workers)
-    if len(ranked) > 1:
-        ranked.sort(key=lambda worker: (worker.worker_id != sequence.home_id, *_score(sequence, worker)))
-    return ranked
+class PrefixAffinity(Protocol):
+    """The seam for a prefix index: where a prompt's first tokens are cached."""
+
+    def num_cached_tokens(self, sequence: Sequence, worker_id: str) -> int: ...
 
 
-def _score(sequence: Sequence, worker: Worker) -> tuple[int, int, float, str]:
-    digests = sequence.request.digests
-    missing = len(worker.residency.missing(digests))
-    tier = _MISSING if missing else _MOVING if worker.residency.is_moving(digests) else _READY
-    return tier, missing, _load(worker), worker.worker_id
+@dataclasses.dataclass(slots=True)
+class _Replicas:
+    number: int
+    grown_ns: int
 
 
-def _load(worker: Worker) -> float:
-    """0 to 1: the scarcer of sequence slots and pages."""
-    slots = len(worker.sequences) / worker.info.max_sequences
-    return max(slots, 1 - worker.ledger.free / worker.info.num_pages)
+class Placement:
+    """Knows the number of replicas of each set of adapters, and where the next one goes."""
+
+    def __init__(
+        self, config: CoreConfig, workers: Mapping[str, Worker], *, affinity: PrefixAffinity | None = None
+    ) -> None:
+        self._config: Final = config
+        self._workers: Final = workers
+        self._affinity: Final = affinity
+        self._replicas: dict[tuple[str, ...], _Replicas] = {}
+
+    def num_replicas(self, digests: tuple[str, ...]) -> int:
+        replicas = self._replicas.get(digests)
+        return 1 if replicas is None else replicas.number
+
+    def next_homes(self, digests: tuple[str, ...], candidates: Iterable[Worker], number: int) -> list[Worker]:
+        """Where to load next: in the order of hashing, those that are clearly more loaded than another last."""
+        ordered = self.order(digests, candidates)
+        if not ordered:
+            return []
+        limit = min(worker.load for worker in ordered) + CLEARLY
+        ordered.sort(key=lambda worker: worker.load > limit)
+        return ordered[:number]
+
+    def order(self, digests: tuple[str, ...], candidates: Iterable[Worker]) -> list[Worker]:
+        """Rendezvous hashing: a worker that comes or goes moves only the adapters that hash to it."""
+        ranked = list(candidates)
+        if len(ranked) > 1:
+            key = stable_hash(*digests)
+            ranked.sort(key=lambda worker: (-mix(key ^ worker.hash), worker.worker_id))
+        return ranked
+
+    def grow(self, digests: tuple[str, ...], homes: Iterable[Worker], others: Iterable[Worker], *, now_ns: int) -> bool:
+        """Its first sequence has waited for long. Whether it gets one more worker."""
+        others, homes = list(others), list(homes)
+        number = self.num_replicas(digests)
+        if not others or number >= self._config.max_replicas or len(homes) < number:
+            return False
+        busiest = min((worker.load for worker in homes), default=1.0)
+        if min(worker.load for worker in others) > busiest - CLEARLY:
+            return False
+        if len(self._replicas) >= _MAX_REMEMBERED:
+            del self._replicas[next(iter(self._replicas))]
+        self._replicas[digests] = _Replicas(number + 1, now_ns)
+        return True
+
+    def shrink(self, digests: tuple[str, ...], *, now_ns: int) -> None:
+        """Nothing waits for it: one replica less, if the last growth is long ago."""
+        replicas = self._replicas.get(digests)
+        if replicas is None or now_ns - replicas.grown_ns < self._config.replica_cooldown_ns:
+            return
+        replicas.number, replicas.grown_ns = replicas.number - 1, now_ns
+        if replicas.number <= 1:
+            del self._replicas[digests]
+
+    def better_elsewhere(self, sequence: Sequence, worker: Worker, others: Iterable[Worker]) -> bool:
+        """Whether one of ``others``, about as loaded, has more of the prompt in its prefix cache."""
+        if self._affinity is None:
+            return False
+        here = self._affinity.num_cached_tokens(sequence, worker.worker_id)
+        return any(
+            other is not worker
+            and other.load <= worker.load + CLEARLY
+            and self._affinity.num_cached_tokens(sequence, other.worker_id) >= here + other.info.page_size
+            for other in others
+        )

@@ -5,7 +5,9 @@ from typing import Final
 
 from loraplex_contract.errors import Internal
 from loraplex_scheduler.core.command import Command, PromptLogprobsReady, Tokens
+from loraplex_scheduler.core.config import CoreConfig
 from loraplex_scheduler.core.endings import Endings
+from loraplex_scheduler.core.estimator import Estimator
 from loraplex_scheduler.core.event import (
     Emission,
     PrefixHit,
@@ -33,7 +35,17 @@ class WorkerFault(Exception):
 class Reports:
     """Applies step reports of connected workers."""
 
-    def __init__(self, standing: Standing, endings: Endings, emit: Callable[[Command], None]) -> None:
+    def __init__(
+        self,
+        config: CoreConfig,
+        *,
+        standing: Standing,
+        endings: Endings,
+        estimator: Estimator,
+        emit: Callable[[Command], None],
+    ) -> None:
+        self._decode_cost: Final = config.decode_cost
+        self._estimator: Final = estimator
         self._standing: Final = standing
         self._endings: Final = endings
         self._emit: Final = emit
@@ -42,11 +54,12 @@ class Reports:
         """Entries of sequences that are not (or no longer) on the worker are dropped.
 
         Returns:
-            Whether anything became free, or starves for room: the batches need another look.
+            Whether something is free, can be given prompts again, or starves for room: the batches need another look.
 
         Raises:
             WorkerFault: what came before it in the report has been applied.
         """
+        was_prefill_bound = worker.is_prefill_bound
         worker.count_step(report)
         for hit in report.prefix_hits:
             self._take_prefix_hit(worker, hit)
@@ -63,7 +76,8 @@ class Reports:
             if sequence is not None:
                 self._take_finish(sequence, finish, now_ns=now_ns)
         self._extend(worker, touched)
-        return bool(report.finishes or worker.starving)
+        is_open_again = was_prefill_bound and not worker.is_prefill_bound
+        return bool(report.finishes or worker.starving or is_open_again)
 
     def _extend(self, worker: Worker, touched: list[Sequence]) -> None:
         for sequence in touched:
@@ -80,8 +94,8 @@ class Reports:
             return
         if sequence.num_output + len(token_ids) > sequence.grant_tokens:
             raise WorkerFault(f"more tokens than the grant of {sequence.grant_tokens}")
-        if sequence.first_token_ns is None:
-            sequence.first_token_ns = now_ns
+        worker.backlog.settle(sequence.sequence_id)
+        self._note_progress(sequence, len(token_ids), now_ns=now_ns)
         first_index = sequence.num_output
         sequence.emitted.extend(token_ids)
         worker.counters.num_output_tokens += len(token_ids)
@@ -94,6 +108,14 @@ class Reports:
                 logprobs=None if emission.logprobs is None else emission.logprobs[overlap:],
             )
         )
+
+    def _note_progress(self, sequence: Sequence, num_tokens: int, *, now_ns: int) -> None:
+        if sequence.first_token_ns is None:
+            sequence.first_token_ns = now_ns
+            self._estimator.prefilled(len(sequence.request.prompt_ids), now_ns - sequence.started_ns)
+        sequence.is_fresh = False
+        sequence.request.num_worker_losses = 0
+        sequence.request.account.charge(self._decode_cost * num_tokens)
 
     def _take_finish(self, sequence: Sequence, finish: SequenceFinish, *, now_ns: int) -> None:
         if finish.reason is WorkerFinish.NUMERICAL:
@@ -115,7 +137,10 @@ class Reports:
         # The last token is always computed, and none has been emitted by this admission yet.
         if not 0 < hit.num_tokens < len(sequence.request.prompt_ids) + sequence.num_output:
             raise WorkerFault(f"a prefix of {hit.num_tokens} tokens was found, the sequence has no more than that")
+        is_first = not sequence.num_recomputed
         sequence.take_prefix_hit(hit.num_tokens)
+        if is_first:
+            self._standing.refund_prefix(sequence, hit.num_tokens)
 
     def _take_prompt_logprobs(self, worker: Worker, entry: PromptLogprobs) -> None:
         sequence = worker.sequences.get(entry.sequence_id)

@@ -1,8 +1,9 @@
 """A request and its sequences while they live. The core owns them; nothing outside sees them."""
 
 from collections.abc import Sequence as SequenceOf
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from loraplex_scheduler.core.account import Account
 from loraplex_scheduler.core.adapter import ResolvedAdapter
 from loraplex_scheduler.core.command import AdapterWeight
 from loraplex_scheduler.core.event import RequestKey, Submitted
@@ -11,26 +12,34 @@ from loraplex_scheduler.core.lifecycle import State, Transition, after
 from loraplex_scheduler.core.sampling import Sampling
 from loraplex_scheduler.core.seed import sequence_seed
 
+if TYPE_CHECKING:
+    from loraplex_scheduler.core.lane import Lane
+
 
 class Sequence:
     """One of the n continuations of a request's prompt."""
 
     __slots__ = (
         "admitted_ns",
+        "displaced_ns",
         "emitted",
         "first_token_ns",
         "grant_tokens",
         "home_id",
         "index",
-        "is_overdue",
+        "is_fresh",
+        "lane",
         "load_ns",
         "num_cached",
         "num_recomputed",
+        "overtaken_ns",
         "queued_ns",
         "request",
         "right",
         "sequence_id",
+        "started_ns",
         "state",
+        "ticket",
         "worker_id",
     )
 
@@ -38,7 +47,7 @@ class Sequence:
         self.request: Final = request
         self.index: Final = index
         self.right: Final = (request.priority, request.arrival, index)
-        """Whose turn it is first: smaller goes first."""
+        """In the order of class and arrival; it never changes, so whoever has the least can always get on."""
         self.state = State.QUEUED
         self.emitted: list[int] = []
         """All output tokens that went to the frontend."""
@@ -48,8 +57,19 @@ class Sequence:
         """Of the present admission; 0 while there is none."""
         self.worker_id: str | None = None
         self.home_id: str | None = None
-        """The worker that makes room for it, once it is overdue."""
-        self.is_overdue = False
+        """The worker that keeps room for it, once it has been overtaken for too long."""
+        self.ticket = 0
+        """Of its place in the waiting room; 0 while it does not wait."""
+        self.lane: Lane | None = None
+        """Where it waits."""
+        self.overtaken_ns: int | None = None
+        """Since when others of less right got in, this time."""
+        self.started_ns = 0
+        """The present or last admission."""
+        self.is_fresh = False
+        """Whether it was admitted and has no token to show for it yet."""
+        self.displaced_ns: int | None = None
+        """When it last gave way to a better class."""
         self.queued_ns = now_ns
         """Since when it waits, this time."""
         self.admitted_ns: int | None = None
@@ -108,9 +128,11 @@ class Request:
 
     __slots__ = (
         "accepted_ns",
+        "account",
         "adapters",
         "arrival",
         "digests",
+        "first_token_deadline_ns",
         "had_places",
         "has_prompt_logprobs",
         "is_open_ended",
@@ -136,6 +158,7 @@ class Request:
         submitted: Submitted,
         adapters: SequenceOf[ResolvedAdapter],
         *,
+        account: Account,
         seed: int,
         arrival: int,
         now_ns: int,
@@ -157,10 +180,14 @@ class Request:
         """None only until an open-ended request has met its first worker."""
         self.min_tokens: Final = submitted.min_tokens
         self.stop_token_ids: Final = submitted.stop_token_ids
+        self.first_token_deadline_ns: Final = submitted.first_token_deadline_ns
+        self.account: Final = account
+        """What its service is charged to."""
         self.accepted_ns: Final = now_ns
         self.has_prompt_logprobs = False
         """Whether they have been sent."""
         self.num_worker_losses = 0
+        """Without a token in between."""
         self.had_places = False
         self.places: frozenset[str] = frozenset()
         """Workers on which a sequence could run to its end if it were alone there."""

@@ -1,5 +1,6 @@
 """Seeds that the core derives: deterministic, 64 bits, well mixed (the finaliser of SplitMix64)."""
 
+import hashlib
 from typing import Final
 
 _MASK: Final = (1 << 64) - 1
@@ -22,3 +23,8 @@ def request_seed(salt: int, counter: int) -> int:
 def sequence_seed(seed: int, index: int) -> int:
     """Of the ``index``-th sequence of a request; the first has the request's own."""
     return seed if index == 0 else mix(seed + index * _GOLDEN_GAMMA)
+
+
+def stable_hash(*parts: str) -> int:
+    """64 bits, the same in every process: Python's own hash of strings differs between them."""
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "little")

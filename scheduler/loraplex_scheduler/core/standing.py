@@ -5,21 +5,32 @@ from typing import Final
 
 from loraplex_scheduler.core.command import Admit, Command, Grant, Retire
 from loraplex_scheduler.core.config import CoreConfig
+from loraplex_scheduler.core.estimator import Estimator
 from loraplex_scheduler.core.lifecycle import State, Transition
+from loraplex_scheduler.core.policy import Policy
 from loraplex_scheduler.core.prefix_namespace import prefix_namespace
-from loraplex_scheduler.core.queue import Queue
 from loraplex_scheduler.core.request import Sequence
+from loraplex_scheduler.core.waiting_room import WaitingRoom
 from loraplex_scheduler.core.worker import Worker
 
 
 class Standing:
-    """Owns where each sequence is: in the queue, on one worker, or nowhere any more."""
+    """Owns where each sequence is: in the waiting room, on one worker, or nowhere any more."""
 
     def __init__(
-        self, config: CoreConfig, queue: Queue, workers: dict[str, Worker], emit: Callable[[Command], None]
+        self,
+        config: CoreConfig,
+        policy: Policy,
+        *,
+        room: WaitingRoom,
+        workers: dict[str, Worker],
+        estimator: Estimator,
+        emit: Callable[[Command], None],
     ) -> None:
         self._config: Final = config
-        self._queue: Final = queue
+        self._policy: Final = policy
+        self._room: Final = room
+        self._estimator: Final = estimator
         self._workers: Final = workers
         self._emit: Final = emit
         self._last_id = 0
@@ -35,14 +46,16 @@ class Standing:
     def admit(self, sequence: Sequence, worker: Worker, *, now_ns: int) -> None:
         """The worker has its adapters, a slot and the pages."""
         request = sequence.request
-        self._queue.remove(sequence)
+        self._room.remove(sequence)
         sequence.move(Transition.ADMIT)
         self._last_id += 1
         sequence.sequence_id, sequence.worker_id = self._last_id, worker.worker_id
         sequence.grant_tokens = self.next_grant(sequence)
-        worker.residency.hold(request.digests, now_ns=now_ns)
+        if worker.residency.hold(request.digests, now_ns=now_ns):
+            self._room.touch_digests(request.digests)
         worker.ledger.grow_kv(sequence.sequence_id, worker.kv_pages_for(sequence, sequence.grant_tokens))
-        worker.sequences[sequence.sequence_id] = sequence
+        worker.put(sequence, self._policy.priority(sequence))
+        sequence.started_ns, sequence.is_fresh = now_ns, True
         self._note_admission(sequence, worker, now_ns=now_ns)
         namespace = prefix_namespace(self._config, request.tenant, is_base=not request.digests)
         self._emit(_admit(sequence, worker, namespace))
@@ -52,6 +65,8 @@ class Standing:
             sequence.num_recomputed += len(sequence.request.prompt_ids) + sequence.num_output
             return
         sequence.admitted_ns = now_ns
+        self._estimator.admitted(is_backlogged=len(self._room) > 0, now_ns=now_ns)
+        sequence.request.account.charge(self._config.prefill_cost * len(sequence.request.prompt_ids))
         device_ns = worker.residency.device_ns(sequence.request.digests)
         sequence.load_ns = max(0, device_ns - sequence.request.accepted_ns)
 
@@ -84,6 +99,11 @@ class Standing:
         )
         return True
 
+    def displace(self, sequence: Sequence, *, now_ns: int) -> None:
+        """As ``preempt``, for a better class."""
+        sequence.displaced_ns = now_ns
+        self.preempt(sequence, now_ns=now_ns)
+
     def preempt(self, sequence: Sequence, *, now_ns: int) -> None:
         """Take the pages back; the sequence goes on later from what it has emitted."""
         worker = self.worker_of(sequence)
@@ -92,15 +112,18 @@ class Standing:
         self._detach(sequence, now_ns=now_ns)
         self._requeue(sequence, Transition.PREEMPT, now_ns=now_ns)
 
+    def refund_prefix(self, sequence: Sequence, num_tokens: int) -> None:
+        """The first of its prompt's tokens were not computed: nobody pays for them."""
+        self._room.refund(sequence.request.account, self._config.prefill_cost * num_tokens)
+
     def lose(self, worker: Worker, *, now_ns: int) -> list[Sequence]:
         """The worker is gone: its sequences are queued again. Returns them, first right first."""
         lost = sorted(worker.sequences.values(), key=lambda sequence: sequence.right)
         for sequence in lost:
             self._detach(sequence, now_ns=now_ns)
             self._requeue(sequence, Transition.LOSE_WORKER, now_ns=now_ns)
-        for sequence in self._queue:
-            if sequence.home_id == worker.worker_id:
-                sequence.home_id = None
+        if worker.drain is not None:
+            worker.drain.home_id, worker.drain = None, None
         return lost
 
     def end(self, sequence: Sequence, *, now_ns: int, is_worker_done: bool) -> None:
@@ -110,7 +133,7 @@ class Standing:
             is_worker_done: the worker ended it and holds nothing of it any more.
         """
         if sequence.state is State.QUEUED:
-            self._queue.remove(sequence)
+            self._room.remove(sequence)
         elif sequence.state is State.ADMITTED:
             if not is_worker_done:
                 self._retire(sequence)
@@ -123,16 +146,16 @@ class Standing:
 
     def _detach(self, sequence: Sequence, *, now_ns: int) -> None:
         worker = self.worker_of(sequence)
-        del worker.sequences[sequence.sequence_id]
-        worker.starving.discard(sequence.sequence_id)
+        worker.take(sequence, self._policy.priority(sequence))
+        worker.needs_look = True
         worker.ledger.release_kv(sequence.sequence_id)
         worker.residency.let_go(sequence.request.digests, now_ns=now_ns)
         sequence.sequence_id, sequence.worker_id, sequence.grant_tokens = 0, None, 0
 
     def _requeue(self, sequence: Sequence, transition: Transition, *, now_ns: int) -> None:
         sequence.move(transition)
-        sequence.queued_ns, sequence.is_overdue, sequence.home_id = now_ns, False, None
-        self._queue.add(sequence)
+        sequence.queued_ns, sequence.overtaken_ns = now_ns, None
+        self._room.add(sequence)
 
 
 def _admit(sequence: Sequence, worker: Worker, namespace: bytes) -> Admit:

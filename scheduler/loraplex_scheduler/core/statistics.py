@@ -6,9 +6,9 @@ from collections.abc import Collection
 from loraplex_scheduler.core.catalog import Catalog
 from loraplex_scheduler.core.ledger import PageCounts
 from loraplex_scheduler.core.lifecycle import State
-from loraplex_scheduler.core.queue import Queue
 from loraplex_scheduler.core.request_table import RequestTable
 from loraplex_scheduler.core.residency import Tier
+from loraplex_scheduler.core.waiting_room import WaitingRoom
 from loraplex_scheduler.core.worker import Worker, WorkerCounters
 
 
@@ -46,11 +46,13 @@ class CoreStatistics:
     workers: tuple[WorkerStatistics, ...]
 
 
-def snapshot(*, requests: RequestTable, queue: Queue, catalog: Catalog, workers: Collection[Worker]) -> CoreStatistics:
+def snapshot(
+    *, requests: RequestTable, room: WaitingRoom, catalog: Catalog, workers: Collection[Worker]
+) -> CoreStatistics:
     num_running = sum(any(sequence.state is State.ADMITTED for sequence in request.sequences) for request in requests)
     return CoreStatistics(
-        num_queued_sequences=len(queue),
-        num_queued_requests=queue.num_new_requests,
+        num_queued_sequences=len(room),
+        num_queued_requests=room.num_new_requests,
         num_running_requests=num_running,
         num_leases=catalog.num_all_leases,
         max_context_tokens=min((worker.info.max_context_tokens for worker in workers), default=0),

@@ -12,6 +12,7 @@ class Due(enum.Enum):
     TIME_LIMIT = 0
     DEADLINE = 1
     QUEUE_DEADLINE = 2
+    FIRST_TOKEN = 3
 
 
 class Timers:

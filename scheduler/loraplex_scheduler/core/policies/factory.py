@@ -4,24 +4,23 @@ from collections.abc import Callable
 from typing import Final
 
 from loraplex_scheduler.core.config import CoreConfig
-from loraplex_scheduler.core.policy import FirstComeFirstServed, Policy
-
-
-def _first_come(config: CoreConfig) -> Policy:
-    return FirstComeFirstServed(config.max_overtake_ns)
-
+from loraplex_scheduler.core.policies.fcfs import FCFS
+from loraplex_scheduler.core.policies.slora import SLORA
+from loraplex_scheduler.core.policies.vllm_skip import VLLM_SKIP
+from loraplex_scheduler.core.policies.weighted_fair import WeightedFair
+from loraplex_scheduler.core.policy import Policy
 
 _MAKERS: Final[dict[str, Callable[[CoreConfig], Policy]]] = {
-    "fcfs": _first_come,
-    "slora": _first_come,
-    "vllm-skip": _first_come,
-    "loraplex": _first_come,
+    "fcfs": lambda config: FCFS,
+    "slora": lambda config: SLORA,
+    "vllm-skip": lambda config: VLLM_SKIP,
+    "loraplex": WeightedFair,
 }
 POLICY_NAMES: Final = tuple(_MAKERS)
 
 
 def make_policy(name: str, config: CoreConfig) -> Policy:
-    """A new policy with no history.
+    """What the service counters hold is the core's: a policy has no history.
 
     Raises:
         ValueError: no policy has this name.

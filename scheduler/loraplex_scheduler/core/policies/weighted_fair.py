@@ -1,0 +1,53 @@
+"""Our own policy: weighted fair over tenants and their adapters, deadlines and clustering within the fairness bound."""
+
+from typing import Final
+
+from loraplex_scheduler.core.account import Account
+from loraplex_scheduler.core.config import CoreConfig
+from loraplex_scheduler.core.lazy_heap import Key
+from loraplex_scheduler.core.policy import Rules, Skips
+from loraplex_scheduler.core.request import Sequence
+
+_NEVER_NS: Final = 1 << 63
+
+
+class WeightedFair:
+    """Priority class; the tenant's counter; its adapter's counter; the nearest deadline; a batched adapter; arrival.
+
+    Counters are compared in quanta, so that deadlines and clustering decide among those who are as good as equal. The
+    service of two tenants that both wait differs by at most VTC's bound and one quantum,
+
+        2 * max(prefill_cost * longest prompt, decode_cost * tokens that the workers' pools hold) + quantum,
+
+    whatever the deadlines are. Within a quantum the exact counter comes before arrival.
+    """
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._quantum: Final = config.fairness_quantum
+        self.rules: Final = Rules(
+            skips=Skips.ALL,
+            lookahead=config.max_lookahead,
+            max_overtake_ns=config.max_overtake_ns,
+            preempts=True,
+            refuses_early=True,
+            aborts_late=True,
+        )
+
+    def priority(self, sequence: Sequence) -> int:
+        return sequence.request.priority
+
+    def sequence_key(self, sequence: Sequence) -> Key:
+        """One that has begun goes on before others begin: its reader is waiting in the middle of a sentence."""
+        deadline_ns = sequence.request.first_token_deadline_ns
+        if sequence.emitted:
+            deadline_ns = 0
+        return (_NEVER_NS if deadline_ns is None else deadline_ns, sequence.request.arrival, sequence.index)
+
+    def lane_key(self, head: Key, account: Account, *, is_in_batch: bool) -> Key:
+        deadline_ns, arrival, index = head
+        return (account.service // self._quantum, deadline_ns, not is_in_batch, account.service, arrival, index)
+
+    def shelf_key(self, priority: int, account: Account, best: Key) -> Key:
+        adapter_quanta, deadline_ns, is_elsewhere, _, arrival, index = best
+        quanta = account.service // self._quantum
+        return (priority, quanta, adapter_quanta, deadline_ns, is_elsewhere, account.service, arrival, index)
