@@ -134,13 +134,12 @@ class ClusterView:
                     return worker
                 await asyncio.sleep(LOOK_S)
 
-    async def wait_until_leased(self, digest: str, *, but_not_on: Collection[str] = ()) -> str:
-        """The name of a worker on which a running request holds the adapter."""
+    async def wait_until_running(self, *, but_not_on: Collection[str] = ()) -> str:
+        """The name of a worker on which a sequence is admitted."""
         async with asyncio.timeout(RETURN_TIMEOUT_S):
             while True:
                 for worker in (await self.state()).workers:
-                    leased = {adapter.digest for adapter in worker.adapters if adapter.num_leases}
-                    if digest in leased and worker.worker_id not in but_not_on:
+                    if worker.num_running_sequences and worker.worker_id not in but_not_on:
                         return worker.worker_id
                 await asyncio.sleep(LOOK_S)
 

@@ -16,9 +16,8 @@ from tests.faults.workload import catalogue
 
 pytestmark = pytest.mark.e2e
 
-DOOMED = Submission(prompt="one two " * 900, adapter="gamma", max_tokens=100, temperature=0.0, top_k=0, seed=1)
-"""Alone on its adapter: the lease tells which worker runs it. Its prompt takes so many steps that the worker can be
-killed before the first token: a worker that dies after it has shown one more counts as bad luck and not as poison."""
+DOOMED = Submission(prompt="one two " * 40, adapter=None, max_tokens=100, temperature=0.0, top_k=0, seed=1)
+"""On the base model: a frozen worker loads no adapter."""
 SMALL_STEPS = ("--max-sequences", "8", "--max-step-tokens", "16")
 BYSTANDERS = catalogue(5, ("alpha", "beta"), num_submissions=32)
 
@@ -34,7 +33,7 @@ async def test_a_request_that_two_workers_died_under_ends_with_one_error_and_all
             # After the kills: what it leaves in the prefix caches would let the doomed one start behind its prompt.
             golden = await golden_run(service.address, [*BYSTANDERS, DOOMED], service.digests)
         judge(bystanders, golden).assert_clean()
-        assert len(bystanders) == POISON.min_losses * len(BYSTANDERS)
+        assert len(bystanders) == len(BYSTANDERS)
         assert is_poisoned(doomed, POISON), doomed.terminal
         losses = Losses(at_ns=service.losses_ns())
         judge([doomed], golden, poison=POISON, losses=losses).assert_clean()
@@ -42,20 +41,21 @@ async def test_a_request_that_two_workers_died_under_ends_with_one_error_and_all
 
 
 async def kill_what_runs_it(service: FaultService, view: ClusterView) -> tuple[History, list[History], set[str]]:
-    """Kills the worker that runs the doomed request, as often as it takes.
+    """Kills each worker that is given the doomed request, frozen before it can show a token of it.
 
-    Each time with bystanders on all workers, and again only when those have ended: nobody else is hit twice.
+    The bystanders come between the two deaths: nobody else is hit twice.
     """
-    killed: set[str] = set()
-    bystanders: list[Lanes] = []
     async with connect(service.address) as clients, asyncio.TaskGroup() as tasks:
+        for worker in service.workers.values():
+            worker.send(signal.SIGSTOP)
         doomed = tasks.create_task(clients.call.run(DOOMED), name="doomed")
-        for _ in range(POISON.min_losses):
-            lanes = Lanes(clients, iter(BYSTANDERS))
-            bystanders.append(lanes)
-            beside = tasks.create_task(lanes.run(), name="bystanders")
-            victim = await view.wait_until_leased(service.digests["gamma"], but_not_on=killed)
-            service.workers[victim].send(signal.SIGKILL)
-            killed.add(victim)
-            await beside
-    return doomed.result().history(), [history for lanes in bystanders for history in lanes.histories()], killed
+        first = await view.wait_until_running()
+        service.workers[first].send(signal.SIGKILL)
+        second = await view.wait_until_running(but_not_on={first})
+        lanes = Lanes(clients, iter(BYSTANDERS))
+        bystanders = tasks.create_task(lanes.run(), name="bystanders")
+        service.workers[second].send(signal.SIGKILL)
+        for name in service.workers.keys() - {first, second}:
+            service.workers[name].send(signal.SIGCONT)
+        await bystanders
+    return doomed.result().history(), list(lanes.histories()), {first, second}
