@@ -127,6 +127,14 @@ async def test_a_model_that_cannot_be_served_exits_1_and_says_why(tmp_path):
     assert json.loads(log[-1])["level"] == "error"
 
 
+async def test_native_kernels_that_were_asked_for_and_cannot_be_had_exit_1_and_say_why(model, tmp_path):
+    environment = {"LORAPLEX_WORKER__CPU_KERNELS": "native", "CXX": "/nowhere/g++"}
+    async with started(model, tmp_path / "store", "127.0.0.1:1", **environment) as worker:
+        code, log = await worker.end()
+    assert code == 1
+    assert "cpu_kernels: native" in log[-1]
+
+
 def test_a_bad_setting_exits_2_in_one_line(tmp_path):
     command = [*arguments(tmp_path, tmp_path, "x"), "--dtype", "fp64"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -20,6 +20,7 @@ from loraplex_contract.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from loraplex_kernels.cpu_native.library import Mode
 from loraplex_worker.model.lora_weights import LoraWeights
 from loraplex_worker.model.model_config import ModelConfig
 
@@ -108,6 +109,7 @@ class AdapterCache:
         budget_bytes: int,
         num_loaders: int = 2,
         max_waiters: int = 4096,
+        cpu_kernels: Mode = "auto",
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start the loader threads.
@@ -119,11 +121,13 @@ class AdapterCache:
             budget_bytes: bound of the weights in memory.
             num_loaders: threads, each reading one version at a time.
             max_waiters: bound of requests that wait for a load.
+            cpu_kernels: what the decoder was made with.
             clock_s: monotonic seconds, for backoff.
         """
         self._store = store
         self._config = config
         self._dtype = dtype
+        self._cpu_kernels: Mode = cpu_kernels
         self._budget_bytes = budget_bytes
         self._max_waiters = max_waiters
         self._clock_s = clock_s
@@ -261,7 +265,9 @@ class AdapterCache:
             spec = self._store.read_spec(digest)
             reserved_bytes = self._reserve(spec.num_bytes // ITEM_BYTES[spec.dtype] * self._dtype.itemsize)
             tensors = self._store.read_tensors(digest)
-            weights = LoraWeights.from_tensors(spec, tensors, dtype=self._dtype, config=self._config)
+            weights = LoraWeights.from_tensors(
+                spec, tensors, dtype=self._dtype, config=self._config, cpu_kernels=self._cpu_kernels
+            )
             self._resize(weights.num_bytes - reserved_bytes)
         except Exception as error:
             self._resize(-reserved_bytes)

@@ -7,6 +7,7 @@ from typing import Final
 import torch
 
 from loraplex_contract.errors import FailedPrecondition
+from loraplex_kernels.cpu_native.library import Mode, NativeUnavailable
 from loraplex_worker.model.decoder import Decoder
 from loraplex_worker.model.model_config import ModelConfig
 from loraplex_worker.model.weights import load_weights
@@ -28,14 +29,19 @@ def model_fingerprint(folder: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_decoder(folder: Path, dtype: torch.dtype) -> Decoder:
+def load_decoder(folder: Path, dtype: torch.dtype, cpu_kernels: Mode = "auto") -> Decoder:
     """Read config and weights and run once, so that the first request pays for nothing. Takes seconds: not on a loop.
 
     Raises:
-        FailedPrecondition: an architecture, field or tensor that is not understood.
+        FailedPrecondition: an architecture, field or tensor that is not understood, or native kernels that were asked
+            for and cannot be had.
         DataLoss: a weights file is damaged.
     """
     config = ModelConfig.from_folder(folder)
-    decoder = Decoder(config, load_weights(folder, config, dtype))
+    try:
+        decoder = Decoder(config, load_weights(folder, config, dtype), cpu_kernels=cpu_kernels)
+    except NativeUnavailable as error:
+        message = f"cpu_kernels: native, but {error}; install a C++ compiler or choose auto"
+        raise FailedPrecondition(message, reason="CPU_KERNELS_UNAVAILABLE") from error
     decoder.warm_up()
     return decoder

@@ -52,6 +52,9 @@ class WorkerSettings(ProcessSettings):
     """Threads that read adapters from the store. Two: one slow read does not hold up the next."""
     load_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """How long a load may take where the scheduler does not say."""
+    cpu_kernels: Literal["auto", "native", "torch"] = "auto"
+    """native: the C++ kernels, compiled at the first start; torch: its operations alone; auto: native where there is a
+    compiler and AVX2, else torch."""
     num_threads: Annotated[int | None, Field(ge=1, le=1024)] = None
     """Threads of a matrix product. Default: every core that this process may run on."""
     metrics_listen: MetricsListen = ""

@@ -41,7 +41,7 @@ async def run(settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave.set)
     set_torch_threads(settings.num_threads)
-    decoder = await asyncio.to_thread(load_decoder, settings.model, DTYPES[settings.dtype])
+    decoder = await asyncio.to_thread(load_decoder, settings.model, DTYPES[settings.dtype], settings.cpu_kernels)
     if not leave.is_set():
         await serve(settings, decoder, leave)
     _LOG.info("stopped")
@@ -60,9 +60,11 @@ async def serve(settings: WorkerSettings, decoder: Decoder, leave: asyncio.Event
         dtype=decoder.lora_dtype,
         budget_bytes=settings.host_cache_bytes,
         num_loaders=settings.num_loaders,
+        cpu_kernels=settings.cpu_kernels,
     )
     link = SchedulerLink(settings, registration, port, cache, observer=observer)
-    _LOG.info("ready_to_dial", num_pages=config.num_pages, page_bytes=registration.page_bytes)
+    sizes = {"num_pages": config.num_pages, "page_bytes": registration.page_bytes}
+    _LOG.info("ready_to_dial", **sizes, computes_with=decoder.computes_with)
     port.start()
     try:
         with _metrics(settings, observer, port, cache, link) as metrics:

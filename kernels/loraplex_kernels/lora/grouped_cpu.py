@@ -121,6 +121,8 @@ def _check(
 
 
 def _check_group(in_features: int | None, out: Tensor, group: SiteGroup) -> None:
+    if group.is_packed:
+        raise ValueError("the group is packed for the native kernels; this is the torch path")
     rank, features = group.a.shape
     last, dtype = group.expands[-1], group.a.dtype
     fits = in_features in (None, features) and last.rank_stop == rank and last.out_stop <= out.shape[1]

@@ -14,7 +14,7 @@ class Expand:
     out_start: int
     out_stop: int
     b: Tensor
-    """[out_stop - out_start, rank_stop - rank_start], contiguous."""
+    """[out_stop - out_start, rank_stop - rank_start], contiguous; the packed form of it in a packed group."""
     scale: float
     """PEFT's effective scaling: alpha / r, or alpha / sqrt(r) for rsLoRA."""
 
@@ -29,8 +29,11 @@ class SiteGroup:
     a: Tensor
     """[R, in_features]: the A matrices of the sites, one below the other; R is the sum of their ranks."""
     expands: tuple[Expand, ...]
+    is_packed: bool = False
+    """Whether each ``b`` is packed for the kernels of ``cpu_native``, which then alone can read it."""
 
     @property
     def num_bytes(self) -> int:
-        tensors = [self.a, *(expand.b for expand in self.expands)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        """Of A and B, without the padding of packed ones (none where outputs come in 16s and ranks are even)."""
+        num_b = sum((site.out_stop - site.out_start) * (site.rank_stop - site.rank_start) for site in self.expands)
+        return (self.a.numel() + num_b) * self.a.element_size()

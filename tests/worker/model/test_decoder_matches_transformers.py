@@ -13,6 +13,7 @@ from loraplex_worker.model.weights import load_weights
 from tests.worker.model.paged_driver import PagedDriver, Sequence
 from tests.worker.model.tiny_models import VARIANTS, make_model, save
 
+pytestmark = pytest.mark.usefixtures("both_cpu_paths")
 LENGTHS = (23, 1, 9, 40, 8, 16)
 
 

@@ -18,6 +18,7 @@ from tests.worker.model.paged_driver import PagedDriver, Sequence
 from tests.worker.model.peft_adapters import PeftAdapter, make_adapter
 from tests.worker.model.tiny_models import make_model, save
 
+pytestmark = pytest.mark.usefixtures("both_cpu_paths")
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONFIGS: list[dict[str, Any]] = [
     {"r": 1, "lora_alpha": 2, "target_modules": ALL_LINEAR},

@@ -5,10 +5,13 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from loraplex_kernels.cpu_native.library import Mode
 from loraplex_kernels.lora.segments import LoraBatch
 from loraplex_kernels.lora.site_group import SiteGroup
+from loraplex_worker.model.cpu_native_model import CpuNativeModel
 from loraplex_worker.model.cpu_operators import CpuOperators
 from loraplex_worker.model.kv_cache import KvCache
+from loraplex_worker.model.lora_weights import native_library
 from loraplex_worker.model.model_config import ModelConfig
 from loraplex_worker.model.operators import Attention, Linear, Operators
 from loraplex_worker.model.rope import RotaryTable
@@ -40,17 +43,33 @@ class _LayerGroups:
 class Decoder:
     """A Llama-family decoder over paged KV, with LoRA of many adapters in one batch."""
 
-    def __init__(self, config: ModelConfig, weights: ModelWeights, operators: Operators | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        operators: Operators | None = None,
+        *,
+        cpu_kernels: Mode = "auto",
+    ) -> None:
         """Prepare the weights for the device.
 
         Args:
             config: the model.
             weights: as ``load_weights`` gives them; the linears are copied, so drop them afterwards.
             operators: what the device offers; CPU if None.
+            cpu_kernels: what computes where ``operators`` is None; adapters must be made with the same.
+
+        Raises:
+            NativeUnavailable: ``native`` kernels were asked for, and cannot be had.
         """
         self.config = config
         self.dtype = weights.dtype
         """Compute dtype of the base model, and dtype of the KV cache."""
+        device = weights.embed_tokens.device
+        kernels = native_library(cpu_kernels, weights.dtype, device) if operators is None else None
+        self._native = CpuNativeModel(kernels, config, weights) if kernels is not None else None
+        if self._native is not None:
+            return
         self._operators: Operators = operators or CpuOperators(weights.dtype)
         self._embed_tokens = weights.embed_tokens
         self._layers = [self._prepare(layer) for layer in weights.layers]
@@ -59,9 +78,14 @@ class Decoder:
         self._rotary = RotaryTable(config.rope, config.head_dim, weights.dtype, weights.embed_tokens.device)
 
     @property
+    def computes_with(self) -> str:
+        """For logs: which kernels."""
+        return "torch" if self._native is None else self._native.computes_with
+
+    @property
     def lora_dtype(self) -> torch.dtype:
         """The dtype that ``LoraWeights.from_tensors`` should cast to: the fastest, and PEFT's own, on this device."""
-        return self._operators.lora_dtype
+        return self.dtype if self._native is not None else self._operators.lora_dtype
 
     def forward(self, batch: StepBatch, kv: KvCache) -> Tensor:
         """Run one step: writes K and V of every row into ``kv``, then attends over each sequence's pages.
@@ -69,6 +93,8 @@ class Decoder:
         Returns:
             [N, vocab_size] float32 logits of ``batch.logit_rows``, a tensor of its own (the caller may change it).
         """
+        if self._native is not None:
+            return self._native.forward(batch, kv)
         with torch.inference_mode():
             logits = self._forward(batch, kv)
         # Copied outside: a tensor made in inference mode could not be changed in place by the caller.

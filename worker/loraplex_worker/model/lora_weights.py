@@ -11,6 +11,9 @@ from torch import Tensor
 from loraplex_adapters.module import Module
 from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key
 from loraplex_contract.errors import FailedPrecondition
+from loraplex_kernels.cpu_native.adapter_groups import AdapterGroups, pack_group
+from loraplex_kernels.cpu_native.library import Library, Mode, library
+from loraplex_kernels.cpu_native.packed import DTYPES
 from loraplex_kernels.lora.site_group import Expand, SiteGroup
 from loraplex_worker.model.model_config import ModelConfig
 
@@ -31,6 +34,15 @@ class LayerLora:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NativeLora:
+    """The tables that the native CPU kernels read."""
+
+    layers: AdapterGroups
+    """Four groups a layer: qkv, o, gate and up, down."""
+    head: AdapterGroups
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoraWeights:
     """One adapter, cast to one dtype. Each site keeps its own scale as a Python float."""
 
@@ -39,6 +51,13 @@ class LoraWeights:
     lm_head: SiteGroup | None
     num_bytes: int
     """Bytes of all tensors as they are held."""
+    config: ModelConfig | None = None
+    """The base model, where the groups (all but embed_tokens) are packed for the native CPU kernels."""
+    native: NativeLora | None = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        native = None if self.config is None else _native(self.config, self.layers, self.lm_head)
+        object.__setattr__(self, "native", native)
 
     @classmethod
     def from_tensors(
@@ -49,6 +68,7 @@ class LoraWeights:
         dtype: torch.dtype,
         config: ModelConfig,
         device: torch.device | str = "cpu",
+        cpu_kernels: Mode = "auto",
     ) -> "LoraWeights":
         """Build from what ``AdapterStore.read_tensors`` gives.
 
@@ -58,11 +78,14 @@ class LoraWeights:
             dtype: ``Decoder.lora_dtype``, or the base model's compute dtype for half the memory at less speed on CPU.
             config: the base model.
             device: where the weights go.
+            cpu_kernels: what the decoder was made with.
 
         Raises:
+            NativeUnavailable: as ``Decoder``.
             FailedPrecondition: a tensor is missing, unknown, of another dtype or shape than spec and base model say.
         """
-        builder = _Builder(spec, tensors, dtype, config, device)
+        kernels = native_library(cpu_kernels, dtype, torch.device(device))
+        builder = _Builder(spec, tensors, dtype, config, device, kernels)
         layers = tuple(
             LayerLora(
                 qkv=builder.group(index, Module.Q_PROJ, Module.K_PROJ, Module.V_PROJ),
@@ -76,7 +99,25 @@ class LoraWeights:
         builder.refuse_left_over()
         per_layer = itertools.chain.from_iterable((lora.qkv, lora.o, lora.gate_up, lora.down) for lora in layers)
         num_bytes = sum(group.num_bytes for group in (*per_layer, embed, head) if group is not None)
-        return cls(layers=layers, embed_tokens=embed, lm_head=head, num_bytes=num_bytes)
+        return cls(
+            layers=layers,
+            embed_tokens=embed,
+            lm_head=head,
+            num_bytes=num_bytes,
+            config=None if kernels is None else config,
+        )
+
+
+def native_library(mode: Mode, dtype: torch.dtype, device: torch.device) -> Library | None:
+    """The kernels for weights of ``dtype`` on ``device``, or None where the torch path serves them."""
+    return library(mode) if dtype in DTYPES and device.type == "cpu" else None
+
+
+def _native(config: ModelConfig, layers: tuple[LayerLora, ...], head: SiteGroup | None) -> NativeLora:
+    q, kv = config.q_size, config.kv_size
+    starts = ((0, q, q + kv), (0,), (0, config.intermediate_size), (0,))
+    groups = [group for lora in layers for group in (lora.qkv, lora.o, lora.gate_up, lora.down)]
+    return NativeLora(layers=AdapterGroups(groups, starts * len(layers)), head=AdapterGroups([head], [(0,)]))
 
 
 class _Builder:
@@ -87,7 +128,9 @@ class _Builder:
         dtype: torch.dtype,
         config: ModelConfig,
         device: torch.device | str,
+        kernels: Library | None,
     ) -> None:
+        self._kernels = kernels
         self._sites = {(site.layer, site.module): site for site in spec.sites}
         self._tensors = tensors
         self._unread = set(tensors)
@@ -112,7 +155,11 @@ class _Builder:
             out_start += out_features
         if not downs:
             return None
-        return SiteGroup(a=torch.cat(downs) if len(downs) > 1 else downs[0], expands=tuple(expands))
+        group = SiteGroup(a=torch.cat(downs) if len(downs) > 1 else downs[0], expands=tuple(expands))
+        # An embedding's A is read by column, which torch does as well.
+        if self._kernels is None or Module.EMBED_TOKENS in modules:
+            return group
+        return pack_group(self._kernels, group)
 
     def refuse_left_over(self) -> None:
         odd = sorted([site_key(site) for site in self._sites.values()] + list(self._unread))

@@ -1,0 +1,175 @@
+// Grouped LoRA: shrink x A^T for all segments, then expand with B on top of a base block while it is in cache.
+#pragma once
+#include "matmul.h"
+#include "team.h"
+
+namespace {
+
+constexpr int kItemRows = 32;
+
+// Rows of one segment that one thread shrinks at once.
+struct ShrinkItem {
+  int32_t segment, start, count;  // start: into LpxLora::rows
+};
+
+inline int64_t segment_items(const LpxLora* lora, ShrinkItem* items) {
+  int64_t count = 0;
+  for (int32_t segment = 0; segment < lora->num_segments; ++segment)
+    for (int32_t at = lora->starts[segment]; at < lora->starts[segment + 1]; at += kItemRows, ++count)
+      if (items) items[count] = {segment, at, static_cast<int32_t>(smaller(kItemRows, lora->starts[segment + 1] - at))};
+  return count;
+}
+
+// sums of R x Q dot products over k. Both operands are read along k.
+template <class X, class A, int R, int Q>
+void dots(const X* const* x, const A* const* a, int64_t k, float (*out)[Q]) {
+  vf sums[R][Q];
+  for (int r = 0; r < R; ++r)
+    for (int q = 0; q < Q; ++q) sums[r][q] = zero();
+  int64_t at = 0;
+#if LPX_LEVEL >= 3
+  if constexpr (sizeof(X) == 2 && sizeof(A) == 2) {
+    for (; at < k; at += 32) {
+      const __mmask32 some = k - at >= 32 ? ~0u : (1u << (k - at)) - 1;
+      __m512i left[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) left[r] = _mm512_maskz_loadu_epi16(some, x[r] + at);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        const __m512i right = _mm512_maskz_loadu_epi16(some, a[q] + at);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) sums[r][q] = Pairs::multiply_add(sums[r][q], left[r], right);
+      }
+    }
+  }
+#endif
+  for (; at < k; at += W) {
+    vf left[R];
+    for (int r = 0; r < R; ++r) left[r] = load_up_to(x[r] + at, k - at);
+    for (int q = 0; q < Q; ++q) {
+      const vf right = load_up_to(a[q] + at, k - at);
+      for (int r = 0; r < R; ++r) sums[r][q] = fma(left[r], right, sums[r][q]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int q = 0; q < Q; ++q) out[r][q] = sum(sums[r][q]);
+}
+
+inline void put(float* to, float value) { *to = value; }
+inline void put(bf16* to, float value) {
+  bf16 whole[W];
+  store(whole, set1(value));
+  *to = whole[0];
+}
+
+template <class X, class A, class S, int R, int Q>
+void shrink_tile(const X* const* x, const A* a, int64_t k, const float* factors, S* const* out) {
+  const A* from[Q];
+  float result[R][Q];
+  for (int q = 0; q < Q; ++q) from[q] = a + q * k;
+  dots<X, A, R, Q>(x, from, k, result);
+  for (int r = 0; r < R; ++r)
+    for (int q = 0; q < Q; ++q) put(out[r] + q, result[r][q] * factors[r]);
+}
+
+template <class X, class A, class S, int R>
+void shrink_rows(const X* const* x, const A* a, int64_t rank, int64_t k, const float* factors, S* const* out) {
+  S* to[R];
+  int64_t q = 0;
+  for (; q + 4 <= rank; q += 4) {
+    for (int r = 0; r < R; ++r) to[r] = out[r] + q;
+    shrink_tile<X, A, S, R, 4>(x, a + q * k, k, factors, to);
+  }
+  for (; q < rank; ++q) {
+    for (int r = 0; r < R; ++r) to[r] = out[r] + q;
+    shrink_tile<X, A, S, R, 1>(x, a + q * k, k, factors, to);
+  }
+  for (int r = 0; r < R; ++r)
+    for (int64_t pad = rank; pad < round_up(rank, 2); ++pad) put(out[r] + pad, 0.0f);
+}
+
+// The shrunk rows of one site for all segments: the row at position i of LpxLora::rows is at data + i * stride floats.
+struct Shrunk {
+  float* data;
+  int64_t stride;
+};
+
+template <class X, class A, class S>
+void shrink_item(const ShrinkItem& item, const LpxLora* lora, const LpxSite* site, const X* x, int64_t k,
+                 Shrunk shrunk) {
+  const A* a = static_cast<const A*>(site->a);
+  for (int32_t at = item.start; at < item.start + item.count;) {
+    const int count = item.start + item.count - at >= 4 ? 4 : 1;
+    const X* from[4];
+    S* to[4];
+    float factors[4];
+    for (int r = 0; r < count; ++r) {
+      from[r] = x + lora->rows[at + r] * x_stride(k);
+      to[r] = reinterpret_cast<S*>(shrunk.data + (at + r) * shrunk.stride);
+      factors[r] = site->scale * lora->row_weights[at + r];
+    }
+    if (count == 4) shrink_rows<X, A, S, 4>(from, a, site->rank, k, factors, to);
+    else shrink_rows<X, A, S, 1>(from, a, site->rank, k, factors, to);
+    at += count;
+  }
+}
+
+inline const LpxSite* site_of(const LpxLora* lora, int64_t segment, int64_t group, int64_t site) {
+  return reinterpret_cast<const LpxGroup*>(lora->tables[segment])[group].sites + site;
+}
+
+inline int64_t largest_rank(const LpxLora* lora, int64_t num_groups) {
+  int64_t rank = 0;
+  for (int64_t segment = 0; segment < lora->num_segments; ++segment)
+    for (int64_t group = 0; group < num_groups; ++group)
+      for (int64_t site = 0; site < LPX_MAX_SITES; ++site)
+        rank = larger(rank, site_of(lora, segment, group, site)->rank);
+  return rank;
+}
+
+// Everything that one step knows of its adapters. H: how this model's bf16 or float32 weights are multiplied.
+template <class H>
+struct Adapters {
+  using X = typename H::x_t;
+  const LpxLora* lora;
+  const ShrinkItem* items;
+  int64_t num_items;
+  Shrunk shrunk[LPX_MAX_SITES];
+
+  void shrink(Walk& walk, int64_t group, const LpxLinear* linear, const X* x) const {
+    const int64_t k = linear->in_features;
+    walk.run(num_items * LPX_MAX_SITES, [&](int64_t chunk, int64_t) {
+      const ShrinkItem& item = items[chunk / LPX_MAX_SITES];
+      const int64_t index = chunk % LPX_MAX_SITES;
+      const LpxSite* site = site_of(lora, item.segment, group, index);
+      if (site->rank == 0) return;
+      if (site->dtype == LPX_F32) shrink_item<X, float, float>(item, lora, site, x, k, shrunk[index]);
+      else shrink_item<X, bf16, typename Half::x_t>(item, lora, site, x, k, shrunk[index]);
+    });
+  }
+
+  // out is the block's first column of row 0.
+  void expand(int64_t group, int64_t index, int64_t block, int64_t columns, Rows<float> out) const {
+    for (int64_t segment = 0; segment < lora->num_segments; ++segment) {
+      const LpxSite* site = site_of(lora, segment, group, index);
+      if (site->rank == 0) continue;
+      if (site->dtype == LPX_F32) expand_segment<Float>(segment, site, index, block, columns, out);
+      else expand_segment<Half>(segment, site, index, block, columns, out);
+    }
+  }
+
+ private:
+  template <class P>
+  void expand_segment(int64_t segment, const LpxSite* site, int64_t index, int64_t block, int64_t columns,
+                      Rows<float> out) const {
+    using S = typename P::x_t;
+    const int32_t start = lora->starts[segment], count = lora->starts[segment + 1] - start;
+    const S* from = reinterpret_cast<const S*>(shrunk[index].data + start * shrunk[index].stride);
+    const int64_t stride = shrunk[index].stride * static_cast<int64_t>(sizeof(float) / sizeof(S));
+    const auto* b = static_cast<const typename P::w_t*>(site->b) + block_start<P>(block, site->rank);
+    out.index = lora->rows + start;
+    multiply_block<P>(count, {from, stride}, b, site->rank, nullptr, out, columns, true);
+  }
+};
+
+}  // namespace
