@@ -13,7 +13,7 @@ _MAX_IDLE_ACCOUNTS: Final = 65_536
 class Account:
     """One counter. It grows with what is served, divided by the weight, and is lifted on return from idle."""
 
-    __slots__ = ("children", "key", "num_live", "num_waiting", "parent", "rate", "service")
+    __slots__ = ("children", "key", "num_live", "num_running", "num_waiting", "parent", "rate", "service")
 
     def __init__(self, key: Hashable, *, weight: float = 1.0, parent: Optional["Account"] = None) -> None:
         self.key: Final = key
@@ -25,6 +25,8 @@ class Account:
         """Requests that live."""
         self.num_waiting = 0
         """Sequences that wait."""
+        self.num_running = 0
+        """Sequences that are admitted; kept for tenants."""
         self.children: AccountBook | None = None
         """Of a tenant: by the digests that its requests run on."""
 
@@ -39,8 +41,9 @@ class Account:
 class AccountBook:
     """Accounts of one level, forgotten once nobody could tell them from new ones."""
 
-    def __init__(self, open_account: Callable[[Hashable], Account]) -> None:
+    def __init__(self, open_account: Callable[[Hashable], Account], *, burst: float) -> None:
         self._open: Final = open_account
+        self._burst: Final = burst
         self._accounts: dict[Hashable, Account] = {}
         self._backlogged: Final = LazyHeap[Account](lambda account: (account.service,) if account.num_waiting else None)
         self._idle: list[tuple[float, int, Account]] = []
@@ -66,9 +69,13 @@ class AccountBook:
             self._forget_old()
 
     def begin_wait(self, account: Account) -> None:
-        """One more sequence waits. One who had none takes the least counter of those who have: no credit for idling."""
+        """One more sequence waits. One who had none is lifted to the least counter of those who have, less the burst.
+
+        VTC gives no credit for idling at all. With a bounded one, who asks for less than a share on the whole may do so
+        in bursts and is not set back by those who always wait.
+        """
         if account.num_waiting == 0:
-            account.service = max(account.service, self._floor())
+            account.service = max(account.service, self._floor() - self._burst)
         account.num_waiting += 1
         self._backlogged.add(account)
 
@@ -101,10 +108,15 @@ class AccountBook:
 
 
 class Accounts:
-    """Tenants, and below each the sets of adapters that it asks for."""
+    """Tenants, and below each the sets of adapters that it asks for.
 
-    def __init__(self, weight_of: Callable[[str], float]) -> None:
-        self._tenants: Final = AccountBook(lambda key: Account(key, weight=weight_of(str(key))))
+    Args:
+        burst: service that one who returns from idle may be behind the others, and catch up on.
+    """
+
+    def __init__(self, weight_of: Callable[[str], float], *, burst: float = 0.0) -> None:
+        self._burst: Final = burst
+        self._tenants: Final = AccountBook(lambda key: Account(key, weight=weight_of(str(key))), burst=burst)
 
     @property
     def num_backlogged_tenants(self) -> int:
@@ -114,7 +126,7 @@ class Accounts:
         """The account that a new request's service is charged to."""
         above = self._tenants.enter(tenant)
         if above.children is None:
-            above.children = AccountBook(lambda key: Account(key, parent=above))
+            above.children = AccountBook(lambda key: Account(key, parent=above), burst=self._burst)
         return above.children.enter(digests)
 
     def leave(self, account: Account) -> None:

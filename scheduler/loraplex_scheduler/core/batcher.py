@@ -19,6 +19,7 @@ from loraplex_scheduler.core.config import CoreConfig
 from loraplex_scheduler.core.displacing import Displacing
 from loraplex_scheduler.core.drains import Drains
 from loraplex_scheduler.core.fair_heap import FairHeap
+from loraplex_scheduler.core.fair_share import FairShare, tenant_of
 from loraplex_scheduler.core.lane import Lane
 from loraplex_scheduler.core.lazy_heap import Key
 from loraplex_scheduler.core.loader import Loader, Room
@@ -77,6 +78,7 @@ class Batcher:
         workers: dict[str, Worker],
         standing: Standing,
         loader: Loader,
+        fair_share: FairShare,
         give_up: Callable[[Sequence, LoraplexError], None],
         lateness: Callable[[Sequence], LoraplexError | None],
     ) -> None:
@@ -91,7 +93,8 @@ class Batcher:
         self._standing: Final = standing
         self._loader: Final = loader
         self._drains: Final = Drains(config, policy, standing=standing, loader=loader)
-        self._displacing: Final = Displacing(config, policy, standing)
+        self._displacing: Final = Displacing(config, policy, standing, fair_share)
+        self._fair_share: Final = fair_share
         self._give_up: Final = give_up
         self._lateness: Final = lateness
         self.num_considered = 0
@@ -250,7 +253,8 @@ class Batcher:
 
     def _could_displace(self, ready: FairHeap, worker: Worker) -> bool:
         first = ready.first()
-        return first is not None and self._displacing.could(first[1].priority, worker)
+        tenant = None if first is None else first[1].account.parent
+        return first is not None and tenant is not None and self._displacing.could(first[1].priority, tenant, worker)
 
     # --- one sequence on one worker ---
 
@@ -268,6 +272,7 @@ class Batcher:
             return Outcome.NO_ADAPTER
         num_pages = self._kv_pages(sequence, worker) + self._watermark(worker)
         num_pages += self._drains.pages_owed(sequence, worker)
+        num_pages += self._reserve(sequence, worker.info.num_pages)
         if self._has_slots_for(sequence, worker) and self._has_room(sequence, worker, num_pages, look, now_ns=now_ns):
             self._standing.admit(sequence, worker, now_ns=now_ns)
             return Outcome.ADMITTED
@@ -284,7 +289,13 @@ class Batcher:
         """One for it, and one for the drain that it must not hold up."""
         if not worker.has_slot:
             return False
-        return len(worker.sequences) + self._drains.slots_owed(sequence, worker) < worker.info.max_sequences
+        max_sequences = worker.info.max_sequences
+        num_owed = self._drains.slots_owed(sequence, worker) + self._reserve(sequence, max_sequences)
+        return len(worker.sequences) + num_owed < max_sequences
+
+    def _reserve(self, sequence: Sequence, total: int) -> int:
+        """Of slots or pages, what this one's tenant leaves to others."""
+        return self._fair_share.reserve(tenant_of(sequence), total) if self._rules.shares else 0
 
     def _try_load(self, sequence: Sequence, worker: Worker, look: _Look, *, now_ns: int) -> bool:
         """Ask for what is missing if there is room for it and for the sequence after it."""

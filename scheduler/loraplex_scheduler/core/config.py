@@ -10,6 +10,7 @@ _AT_LEAST_ONE = (
     "max_loads_in_flight",
     "load_timeout_ns",
     "max_lookahead",
+    "num_recent_admissions",
     "fairness_quantum",
     "max_replicas",
     "max_worker_losses",
@@ -39,6 +40,8 @@ class CoreConfig:
     """Sequences that do not fit and may be passed over in one look at a worker."""
     fairness_quantum: float = 512.0
     """Service counters closer than this count as equal where deadlines and clustering choose."""
+    fairness_burst: float = 2048.0
+    """Service that a tenant, or an adapter, which returns from idle may be behind those who waited all the time."""
     prefill_cost: float = 1.0
     """Of a prompt token that was computed, in units of service."""
     decode_cost: float = 2.0
@@ -47,6 +50,14 @@ class CoreConfig:
     """Shares of the service; 1 for those that are not named."""
     preemption_hysteresis_ns: int = SECOND_NS // 2
     """A sequence that gave way to a better class once does so again only after running for this long."""
+    fair_reserve: float = 1 / 16
+    """Part of a worker's slots and pages that a tenant above its share leaves to others, if any came lately."""
+    fair_preemption_cost: float = 0.02
+    """Part of the tokens computed that may be computed twice so that tenants below their share need not wait."""
+    fair_preemption_credit: int = 32_768
+    """The most tokens of that kind that are saved up."""
+    num_recent_admissions: int = 1024
+    """Admissions by which it is told who is about."""
     max_pages_ahead: float = 0.25
     """Part of a worker's pool for adapters that are loaded before anything of theirs runs. One may always be."""
     max_replicas: int = 4
@@ -55,8 +66,11 @@ class CoreConfig:
     """An adapter whose first sequence has waited for this long gets one more worker, if one is clearly less loaded."""
     replica_cooldown_ns: int = 30 * SECOND_NS
     """Since its last growth, before an adapter that nothing waits for has one worker less."""
-    slo_margin: float = 0.2
-    """Part by which a predicted time to the first token is taken to be too short."""
+    slo_margin: float = 1.0
+    """A request is refused early if its predicted time to the first token is longer than allowed by this part of it.
+    The prediction knows nothing of those before it that will give up, or are longer: it errs on the long side."""
+    deadline_token_ns: int = 10_000_000
+    """For each token that a request may need its deadline counts as this much later: more short ones make theirs."""
     max_adapters_per_step: int = 0
     """Distinct adapters among a worker's admitted sequences. 0 = as many as memory holds."""
     max_step_tokens: int = 0

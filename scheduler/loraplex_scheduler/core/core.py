@@ -14,6 +14,7 @@ from loraplex_scheduler.core.config import CoreConfig
 from loraplex_scheduler.core.endings import Endings
 from loraplex_scheduler.core.estimator import Estimator
 from loraplex_scheduler.core.event import Event, RequestKey
+from loraplex_scheduler.core.fair_share import FairShare
 from loraplex_scheduler.core.finish import FinishReason
 from loraplex_scheduler.core.intake import Intake, deadline_exceeded, no_workers, queue_timeout
 from loraplex_scheduler.core.invariants import check_all
@@ -54,8 +55,11 @@ class SchedulerCore:
         self._capacity: Final = Capacity(self._catalog, max_adapters_per_step=config.max_adapters_per_step)
         policy = policy or make_policy(config.policy, config)
         self._policy: Final = policy
-        self._accounts: Final = Accounts(lambda tenant: config.tenant_weights.get(tenant, 1.0))
+        self._accounts: Final = Accounts(
+            lambda tenant: config.tenant_weights.get(tenant, 1.0), burst=config.fairness_burst
+        )
         self._estimator: Final = Estimator()
+        self._fair_share: Final = FairShare(config)
         self._placement: Final = Placement(config, self._workers)
         self._room: Final = WaitingRoom(
             config, policy, accounts=self._accounts, placement=self._placement, workers=self._workers
@@ -79,7 +83,13 @@ class SchedulerCore:
             workers=self._workers,
         )
         self._standing: Final = Standing(
-            config, policy, room=self._room, workers=self._workers, estimator=self._estimator, emit=emit
+            config,
+            policy,
+            room=self._room,
+            workers=self._workers,
+            estimator=self._estimator,
+            fair_share=self._fair_share,
+            emit=emit,
         )
         self._endings: Final = Endings(
             requests=self._requests,
@@ -89,7 +99,12 @@ class SchedulerCore:
             emit=emit,
         )
         self._reports: Final = Reports(
-            config, standing=self._standing, endings=self._endings, estimator=self._estimator, emit=emit
+            config,
+            standing=self._standing,
+            endings=self._endings,
+            estimator=self._estimator,
+            fair_share=self._fair_share,
+            emit=emit,
         )
         self._intake: Final = Intake(
             config,
@@ -119,6 +134,7 @@ class SchedulerCore:
             workers=self._workers,
             standing=self._standing,
             loader=self._loader,
+            fair_share=self._fair_share,
             give_up=lambda sequence, error: self._endings.fail(sequence, error, now_ns=self._now_ns),
             lateness=lambda sequence: self._service_level.lateness(sequence, now_ns=self._now_ns),
         )
@@ -250,6 +266,7 @@ class SchedulerCore:
 
     def _settle_places(self) -> None:
         """Where each request can run has changed. One that never had a place is told why it gets none."""
+        self._fair_share.num_slots = sum(worker.info.max_sequences for worker in self._workers.values())
         for request in self._requests:
             error = self._capacity.settle(request, self._workers.values())
             if error is not None and (request.places or not request.had_places):

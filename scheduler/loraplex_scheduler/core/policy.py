@@ -30,6 +30,8 @@ class Rules:
     """How long one may be overtaken before room is kept for it. None: for ever."""
     preempts: bool = False
     """Whether a better priority class takes the place of a running worse one."""
+    shares: bool = False
+    """Whether tenants above their share of the slots leave some to others, and give way to those below theirs."""
     refuses_early: bool = False
     """Whether a request that is predicted to miss its first-token deadline is refused at once."""
     aborts_late: bool = False

@@ -16,6 +16,7 @@ from loraplex_scheduler.core.event import (
     StepReported,
     WorkerFinish,
 )
+from loraplex_scheduler.core.fair_share import FairShare
 from loraplex_scheduler.core.finish import FinishReason
 from loraplex_scheduler.core.request import Sequence
 from loraplex_scheduler.core.standing import Standing
@@ -42,10 +43,12 @@ class Reports:
         standing: Standing,
         endings: Endings,
         estimator: Estimator,
+        fair_share: FairShare,
         emit: Callable[[Command], None],
     ) -> None:
         self._decode_cost: Final = config.decode_cost
         self._estimator: Final = estimator
+        self._fair_share: Final = fair_share
         self._standing: Final = standing
         self._endings: Final = endings
         self._emit: Final = emit
@@ -116,6 +119,7 @@ class Reports:
         sequence.is_fresh = False
         sequence.request.num_worker_losses = 0
         sequence.request.account.charge(self._decode_cost * num_tokens)
+        self._fair_share.earn(num_tokens)
 
     def _take_finish(self, sequence: Sequence, finish: SequenceFinish, *, now_ns: int) -> None:
         if finish.reason is WorkerFinish.NUMERICAL:

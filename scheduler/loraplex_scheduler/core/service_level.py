@@ -42,7 +42,7 @@ class ServiceLevel:
         if deadline_ns is None or not self._rules.refuses_early:
             return None
         predicted_ns = self.predict_ns(request)
-        if now_ns + predicted_ns * (1 + self._config.slo_margin) <= deadline_ns:
+        if predicted_ns <= (deadline_ns - now_ns) * (1 + self._config.slo_margin):
             return None
         return slo_unattainable(predicted_ns, deadline_ns - now_ns)
 

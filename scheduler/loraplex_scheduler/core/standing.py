@@ -6,6 +6,7 @@ from typing import Final
 from loraplex_scheduler.core.command import Admit, Command, Grant, Retire
 from loraplex_scheduler.core.config import CoreConfig
 from loraplex_scheduler.core.estimator import Estimator
+from loraplex_scheduler.core.fair_share import FairShare, tenant_of
 from loraplex_scheduler.core.lifecycle import State, Transition
 from loraplex_scheduler.core.policy import Policy
 from loraplex_scheduler.core.prefix_namespace import prefix_namespace
@@ -25,12 +26,14 @@ class Standing:
         room: WaitingRoom,
         workers: dict[str, Worker],
         estimator: Estimator,
+        fair_share: FairShare,
         emit: Callable[[Command], None],
     ) -> None:
         self._config: Final = config
         self._policy: Final = policy
         self._room: Final = room
         self._estimator: Final = estimator
+        self._fair_share: Final = fair_share
         self._workers: Final = workers
         self._emit: Final = emit
         self._last_id = 0
@@ -56,6 +59,8 @@ class Standing:
         worker.ledger.grow_kv(sequence.sequence_id, worker.kv_pages_for(sequence, sequence.grant_tokens))
         worker.put(sequence, self._policy.priority(sequence))
         sequence.started_ns, sequence.is_fresh = now_ns, True
+        self._fair_share.admitted(tenant_of(sequence))
+        self._fair_share.earn(len(request.prompt_ids))
         self._note_admission(sequence, worker, now_ns=now_ns)
         namespace = prefix_namespace(self._config, request.tenant, is_base=not request.digests)
         self._emit(_admit(sequence, worker, namespace))
@@ -148,6 +153,7 @@ class Standing:
         worker = self.worker_of(sequence)
         worker.take(sequence, self._policy.priority(sequence))
         worker.needs_look = True
+        self._fair_share.left(tenant_of(sequence))
         worker.ledger.release_kv(sequence.sequence_id)
         worker.residency.let_go(sequence.request.digests, now_ns=now_ns)
         sequence.sequence_id, sequence.worker_id, sequence.grant_tokens = 0, None, 0

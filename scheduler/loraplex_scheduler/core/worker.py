@@ -11,9 +11,6 @@ from loraplex_scheduler.core.request import Sequence
 from loraplex_scheduler.core.residency import Residency, Standby, Tier
 from loraplex_scheduler.core.seed import stable_hash
 
-_STEPS_AHEAD: Final = 2
-"""Steps that a worker is given prompts for: the one that runs, and the one that begins before its report is here."""
-
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class WorkerCounters:
@@ -82,10 +79,10 @@ class Worker:
 
     @property
     def is_prefill_bound(self) -> bool:
-        """Whether it has prompts for its next steps: one admitted now would only wait there instead of here."""
+        """Whether its next step is full: one admitted now would wait there, where nobody with more right passes it."""
         num_decode_rows = len(self.sequences) - len(self.backlog)
         num_rows_a_step = max(1, self.max_step_tokens // 8, self.max_step_tokens - num_decode_rows)
-        return self.backlog.num_rows >= _STEPS_AHEAD * num_rows_a_step
+        return self.backlog.num_rows >= num_rows_a_step
 
     @property
     def load(self) -> float:

@@ -12,23 +12,27 @@ _NEVER_NS: Final = 1 << 63
 
 
 class WeightedFair:
-    """Priority class; the tenant's counter; its adapter's counter; the nearest deadline; a batched adapter; arrival.
+    """Priority class; the tenant's counter; its adapter's; the nearest deadline, later for long ones; a batched adapter;
+    arrival.
 
     Counters are compared in quanta, so that deadlines and clustering decide among those who are as good as equal. The
-    service of two tenants that both wait differs by at most VTC's bound and one quantum,
+    service of two tenants that both wait differs by at most VTC's bound, one quantum and the burst of one that
+    was idle before,
 
-        2 * max(prefill_cost * longest prompt, decode_cost * tokens that the workers' pools hold) + quantum,
+        2 * max(prefill_cost * longest prompt, decode_cost * tokens that the workers' pools hold) + quantum + burst,
 
     whatever the deadlines are. Within a quantum the exact counter comes before arrival.
     """
 
     def __init__(self, config: CoreConfig) -> None:
+        self._token_ns: Final = config.deadline_token_ns
         self._quantum: Final = config.fairness_quantum
         self.rules: Final = Rules(
             skips=Skips.ALL,
             lookahead=config.max_lookahead,
             max_overtake_ns=config.max_overtake_ns,
             preempts=True,
+            shares=True,
             refuses_early=True,
             aborts_late=True,
         )
@@ -38,10 +42,15 @@ class WeightedFair:
 
     def sequence_key(self, sequence: Sequence) -> Key:
         """One that has begun goes on before others begin: its reader is waiting in the middle of a sentence."""
-        deadline_ns = sequence.request.first_token_deadline_ns
-        if sequence.emitted:
-            deadline_ns = 0
-        return (_NEVER_NS if deadline_ns is None else deadline_ns, sequence.request.arrival, sequence.index)
+        due_ns = 0 if sequence.emitted else self._due_ns(sequence)
+        return (due_ns, sequence.request.arrival, sequence.index)
+
+    def _due_ns(self, sequence: Sequence) -> int:
+        """Its deadline, later by its length: under overload the nearest deadline first would serve the lost ones."""
+        request = sequence.request
+        if request.first_token_deadline_ns is None:
+            return _NEVER_NS
+        return request.first_token_deadline_ns + self._token_ns * (len(request.prompt_ids) + (request.max_tokens or 0))
 
     def lane_key(self, head: Key, account: Account, *, is_in_batch: bool) -> Key:
         deadline_ns, arrival, index = head
