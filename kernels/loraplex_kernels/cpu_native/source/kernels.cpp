@@ -48,18 +48,30 @@ struct Step {
     if (lora->num_segments) adapters.shrink(walk, group, linear, x);
   }
 
+  // What one thread fetches while it multiplies.
+  struct Fetching {
+    Ahead ahead;
+    Ahead::Part *soon = nullptr, *later = nullptr;  // room: null where there are no adapters
+  };
+
   // One block of one site for all rows; out: the block's first column of row 0.
   void block(const LpxLinear* linear, int64_t group, int64_t site, int64_t index, const X* x, const float* bias,
-             Rows<float> out, bool accumulate, Ahead* ahead) const {
+             Rows<float> out, bool accumulate, Fetching* fetching) const {
     const int64_t k = linear->in_features, columns = smaller(kBlock, linear->out_features[site] - index * kBlock);
     const T* weights = static_cast<const T*>(linear->weights[site]) + block_start<P>(index, k);
+    Ahead* ahead = nullptr;
+    if (fetching && fetching->soon) {
+      ahead = &fetching->ahead;
+      adapters.announce(group, site, index, columns, ahead, fetching->soon);
+    }
     multiply_block<P>(num_rows, {x, x_stride(k)}, weights, k, bias ? bias + index * kBlock : nullptr, out, columns,
                       accumulate, ahead);
     if (lora->num_segments) adapters.expand(group, site, index, columns, out);
   }
 
   // out [num_rows, all sites] (+)= x W^T + bias + deltas.
-  void linear(Walk& walk, const LpxLinear* linear, int64_t group, const X* x, float* out, bool accumulate) const {
+  void linear(Walk& walk, const LpxLinear* linear, int64_t group, const X* x, float* out, bool accumulate,
+              Fetching* fetching) const {
     const int64_t stride = num_outputs(linear);
     int64_t ends[LPX_MAX_SITES], total = 0;
     for (int site = 0; site < LPX_MAX_SITES; ++site) ends[site] = total += num_blocks(linear->out_features[site]);
@@ -68,19 +80,20 @@ struct Step {
       while (chunk >= ends[site]) column += linear->out_features[site++];
       const int64_t index = site ? chunk - ends[site - 1] : chunk;
       const float* bias = linear->bias ? linear->bias + column : nullptr;
-      block(linear, group, site, index, x, bias, {out + column + index * kBlock, stride}, accumulate, nullptr);
+      block(linear, group, site, index, x, bias, {out + column + index * kBlock, stride}, accumulate, fetching);
     });
   }
 
   // out [num_rows, x_stride(intermediate)] = silu(gate) * up. buffers: [2 * num_rows * kBlock] a thread.
-  void gate_up(Walk& walk, const LpxLinear* linear, int64_t group, const X* x, float* buffer, X* out) const {
+  void gate_up(Walk& walk, const LpxLinear* linear, int64_t group, const X* x, float* buffer, X* out,
+               Fetching* fetching) const {
     const int64_t inner = linear->out_features[0], stride = x_stride(inner);
     float* const gate = buffer;
     float* const up = buffer + num_rows * kBlock;
     walk.run(num_blocks(inner), [&](int64_t index, int64_t) {
       const float* bias = linear->bias;
-      block(linear, group, 0, index, x, bias, {gate, kBlock}, false, nullptr);
-      block(linear, group, 1, index, x, bias ? bias + inner : nullptr, {up, kBlock}, false, nullptr);
+      block(linear, group, 0, index, x, bias, {gate, kBlock}, false, fetching);
+      block(linear, group, 1, index, x, bias ? bias + inner : nullptr, {up, kBlock}, false, fetching);
       const int64_t columns = smaller(kBlock, inner - index * kBlock), last = index * kBlock + columns == inner;
       for (int64_t row = 0; row < num_rows; ++row) {
         X* to = out + row * stride + index * kBlock;
@@ -178,7 +191,11 @@ struct Step {
     X *normed, *mixed, *inner;
     float *qkv, *blocks;
     Attention attention;
+    Ahead::Part* parts;
   };
+
+  // Room for the parts that one thread fetches: of B a block; of A two groups.
+  static int64_t parts_of_thread(const LpxBatch* batch) { return batch->lora.num_segments * (1 + 2 * LPX_MAX_SITES); }
 
   static int64_t lay_out_layers(Step& step, const LpxModel* model, const LpxBatch* batch, int64_t num_threads,
                                 char* base, Buffers* buffers) {
@@ -191,7 +208,18 @@ struct Step {
     buffers->blocks = arena.take<float>(2 * rows * kBlock * num_threads);
     buffers->attention = take_attention(arena, model, batch, num_threads);
     step.take_lora(arena, model->num_layers * kNumGroups);
+    buffers->parts = arena.take<Ahead::Part>(parts_of_thread(batch) * num_threads);
     return arena.used;
+  }
+
+  // While the products of `group` run, A of the two groups after it comes near.
+  void fetch_after(Fetching* fetching, const LpxModel* model, int64_t group, int64_t thread, int64_t num_threads) const {
+    const int64_t next = group + 2;
+    if (!fetching->soon || next >= model->num_layers * kNumGroups) return;
+    const LpxLayer& layer = model->layers[next / kNumGroups];
+    const LpxLinear* linears[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down};
+    adapters.announce_shrink(group, next, linears[next % kNumGroups]->in_features, thread, num_threads,
+                             &fetching->ahead, fetching->later);
   }
 
   static int64_t layers_scratch(const LpxModel* model, const LpxBatch* batch, int64_t num_threads) {
@@ -208,22 +236,34 @@ struct Step {
     Walk walk(team);
     const int64_t hidden_size = model->hidden_size;
     float* blocks = at.blocks + thread * 2 * batch->num_rows * kBlock;
+    Fetching fetching;
+    if (batch->lora.num_segments) {
+      fetching.soon = at.parts + thread * parts_of_thread(batch);
+      fetching.later = fetching.soon + batch->lora.num_segments;
+    }
+    const auto fetch_after = [&](int64_t group) {
+      step.fetch_after(&fetching, model, group, thread, team->num_threads);
+    };
     step.prepare(walk, model, batch, at.attention, at.mixed);
     for (int64_t index = 0; index < model->num_layers; ++index) {
       const LpxLayer& layer = model->layers[index];
       const int64_t group = index * kNumGroups;
       step.norm(walk, batch->hidden, layer.input_norm, hidden_size, model->norm_eps, at.normed);
       step.shrink(walk, group + kQkv, &layer.qkv, at.normed);
-      step.linear(walk, &layer.qkv, group + kQkv, at.normed, at.qkv, false);
+      fetch_after(group + kQkv);
+      step.linear(walk, &layer.qkv, group + kQkv, at.normed, at.qkv, false, &fetching);
       step.store_keys(walk, model, cache, batch, index, at.qkv);
       step.attend(walk, thread, model, cache, batch, index, at.qkv, at.mixed, at.attention);
       step.shrink(walk, group + kO, &layer.o, at.mixed);
-      step.linear(walk, &layer.o, group + kO, at.mixed, batch->hidden, true);
+      fetch_after(group + kO);
+      step.linear(walk, &layer.o, group + kO, at.mixed, batch->hidden, true, &fetching);
       step.norm(walk, batch->hidden, layer.post_attention_norm, hidden_size, model->norm_eps, at.normed);
       step.shrink(walk, group + kGateUp, &layer.gate_up, at.normed);
-      step.gate_up(walk, &layer.gate_up, group + kGateUp, at.normed, blocks, at.inner);
+      fetch_after(group + kGateUp);
+      step.gate_up(walk, &layer.gate_up, group + kGateUp, at.normed, blocks, at.inner, &fetching);
       step.shrink(walk, group + kDown, &layer.down, at.inner);
-      step.linear(walk, &layer.down, group + kDown, at.inner, batch->hidden, true);
+      fetch_after(group + kDown);
+      step.linear(walk, &layer.down, group + kDown, at.inner, batch->hidden, true, &fetching);
     }
   }
 
@@ -263,7 +303,7 @@ struct Step {
     });
     step.norm(walk, x, norm, linear->in_features, norm_eps, normed);
     step.shrink(walk, 0, linear, normed);
-    step.linear(walk, linear, 0, normed, out, false);
+    step.linear(walk, linear, 0, normed, out, false, nullptr);
   }
 
   static int64_t attention_scratch(const LpxModel* model, const LpxBatch* batch, int64_t num_threads) {

@@ -148,6 +148,36 @@ struct Adapters {
     });
   }
 
+  // The parts of B that expand() will read.
+  void announce(int64_t group, int64_t index, int64_t block, int64_t columns, Ahead* ahead, Ahead::Part* parts) const {
+    ahead->soon = ahead->soon_end = parts;
+    for (int64_t segment = 0; segment < lora->num_segments; ++segment) {
+      const LpxSite* site = site_of(lora, segment, group, index);
+      if (site->rank == 0) continue;
+      const bool is_float = site->dtype == LPX_F32;
+      const int64_t item = is_float ? 4 : 2, steps = is_float ? site->rank : num_steps<Half>(site->rank) * Half::step;
+      const char* start = static_cast<const char*>(site->b) + block * kBlock * steps * item;
+      *ahead->soon_end++ = {start, start + round_up(columns, W) * steps * item, group};
+    }
+  }
+
+  // A of one group, this thread's share of the segments, behind what is left of the groups before it. Parts of groups
+  // up to `computed` are dropped.
+  void announce_shrink(int64_t computed, int64_t group, int64_t k, int64_t thread, int64_t num_threads, Ahead* ahead,
+                       Ahead::Part* parts) const {
+    Ahead::Part* end = parts;
+    for (const Ahead::Part* part = ahead->later; part != ahead->later_end; ++part)
+      if (part->group > computed) *end++ = *part;
+    for (int64_t segment = thread; segment < lora->num_segments; segment += num_threads)
+      for (int64_t index = 0; index < LPX_MAX_SITES; ++index) {
+        const LpxSite* site = site_of(lora, segment, group, index);
+        const char* start = static_cast<const char*>(site->a);
+        if (site->rank) *end++ = {start, start + site->rank * k * (site->dtype == LPX_F32 ? 4 : 2), group};
+      }
+    ahead->later = parts;
+    ahead->later_end = end;
+  }
+
   // out is the block's first column of row 0.
   void expand(int64_t group, int64_t index, int64_t block, int64_t columns, Rows<float> out) const {
     for (int64_t segment = 0; segment < lora->num_segments; ++segment) {

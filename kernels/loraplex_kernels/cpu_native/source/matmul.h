@@ -66,16 +66,33 @@ void pack(const typename P::w_t* weight, int64_t n, int64_t k, typename P::w_t* 
   }
 }
 
-// Memory that is needed soon, fetched in small bursts between multiplications. Addresses only: nothing is read.
+// Memory that is needed soon, fetched in small bursts between multiplications, so that the memory works while the
+// products do. Addresses only: nothing is read. What this block needs comes before what later phases need.
 struct Ahead {
-  const char* at = nullptr;
-  const char* end = nullptr;
+  struct Part {
+    const char *at, *end;
+    int64_t group;  // of sites; see lora.h
+  };
+  static constexpr int kLines = 6;  // of 64 bytes, a burst
+  static constexpr int kSteps = 4;  // between two bursts
+
+  Part *soon = nullptr, *soon_end = nullptr;
+  Part *later = nullptr, *later_end = nullptr;
+
   void burst() {
-    for (int i = 0; i < 4 && at < end; ++i, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+    const int lines = fetch(&soon, soon_end, kLines);
+    if (lines) fetch(&later, later_end, lines);
+  }
+
+ private:
+  static int fetch(Part** part, Part* stop, int lines) {
+    for (; *part != stop; ++*part) {
+      for (; lines && (*part)->at < (*part)->end; --lines, (*part)->at += 64) _mm_prefetch((*part)->at, _MM_HINT_T1);
+      if (!lines) break;
+    }
+    return lines;
   }
 };
-
-constexpr int kBurstSteps = 4;
 
 // out[row][0 .. columns) (+)= x[row] . w + bias for R rows.
 template <class P, int R, int V>
@@ -90,7 +107,7 @@ void tile(const typename P::x_t* const* x, const typename P::w_t* w, int64_t ste
   const typename P::x_t* rows[R];
   for (int r = 0; r < R; ++r) rows[r] = x[r];
   for (int64_t step = 0; step < steps;) {
-    const int64_t stop = smaller(steps, step + kBurstSteps);
+    const int64_t stop = smaller(steps, step + Ahead::kSteps);
     if (ahead) ahead->burst();
     for (; step < stop; ++step) {
       decltype(P::weights(w)) weights[V];
