@@ -12,8 +12,7 @@ _NEVER_NS: Final = 1 << 63
 
 
 class WeightedFair:
-    """Priority class; the tenant's counter; its adapter's; the nearest deadline, later for long ones; a batched adapter;
-    arrival.
+    """Priority class; the tenant's counter; its adapter's; the nearest deadline; a batched adapter; arrival.
 
     Counters are compared in quanta, so that deadlines and clustering decide among those who are as good as equal. The
     service of two tenants that both wait differs by at most VTC's bound, one quantum and the burst of one that
