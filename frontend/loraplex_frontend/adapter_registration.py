@@ -26,6 +26,7 @@ from loraplex_frontend.adapter_report import report_json, report_pb, report_summ
 from loraplex_frontend.registry_client import RegistryClient
 from loraplex_frontend.request import AdapterPart, AdapterSource
 from loraplex_frontend.source_cache import SourceCache
+from loraplex_frontend.sources.source_uri import is_remote
 from loraplex_frontend.store_sweeper import StoreSweeper
 
 SOURCE_NAME_PREFIX: Final = "uri-"
@@ -74,6 +75,8 @@ class AdapterRegistration:
         if done is not None:
             return done
         async with attempt.failures():
+            if self._origins.is_fetched(order.origin):
+                await attempt.tell(adapter_pb2.ADAPTER_STATE_FETCHING)
             async with self._origins.folder(order.origin, order.tenant) as folder:
                 entry = await self._store_and_commit(attempt, lambda: self._prepare(order, folder))
             await self._origins.consume(order.origin, order.tenant)
@@ -119,6 +122,9 @@ class AdapterRegistration:
         """
         if not self._allow_request_uri:
             message = "adapter.uri: this server takes no adapters by uri: register it, then use its name"
+            raise FailedPrecondition(message, reason="SOURCE_NOT_ALLOWED")
+        if is_remote(source.uri):
+            message = "adapter.uri: a request may bring folders of the server alone: register it, then use its name"
             raise FailedPrecondition(message, reason="SOURCE_NOT_ALLOWED")
         try:
             folder = self._ingest.folder_of(source.uri)

@@ -42,6 +42,7 @@ from loraplex_frontend.rpc_metrics import RpcMetrics
 from loraplex_frontend.scheduler_link import PROTOCOL_VERSION, SchedulerLink
 from loraplex_frontend.session_settings import SessionSettings
 from loraplex_frontend.settings import FrontendSettings
+from loraplex_frontend.sources.remote_sources import RemoteSources
 from loraplex_frontend.store_sweeper import StoreSweeper
 from loraplex_frontend.submission import Submission
 from loraplex_frontend.text.chat_template import ChatTemplate
@@ -97,6 +98,7 @@ class Frontend:
         self._tokenizer.close()
         self._ingest.close()
         self._uploads.close()
+        self._remote.close()
         _log.info("frontend stopped", frontend_id=self._frontend_id)
 
     async def _serve(self, public: Any, admin: Any) -> None:
@@ -150,10 +152,13 @@ class Frontend:
         store = AdapterStore(settings.store)
         self._ingest = AdapterIngest(base=self._base, store=store, roots=settings.adapter_roots, limits=limits)
         self._uploads = UploadStore(settings.store / ".uploads", self._upload_limits(limits))
-        self._sweeper = StoreSweeper(ingest=self._ingest, registry=self._registry, uploads=self._uploads)
+        self._remote = RemoteSources(settings.store / ".fetches", settings.remote_sources(limits))
+        self._sweeper = StoreSweeper(
+            ingest=self._ingest, registry=self._registry, uploads=self._uploads, remote=self._remote
+        )
         self._registration = AdapterRegistration(
             ingest=self._ingest,
-            origins=AdapterOrigins(ingest=self._ingest, uploads=self._uploads),
+            origins=AdapterOrigins(ingest=self._ingest, uploads=self._uploads, remote=self._remote),
             registry=self._registry,
             sweeper=self._sweeper,
             allow_request_uri=settings.allow_request_uri,

@@ -4,10 +4,15 @@ import ipaddress
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from loraplex_adapters.limits import Limits
 from loraplex_contract.metrics_address import MetricsListen
 from loraplex_contract.settings import ProcessSettings
+from loraplex_frontend.sources.allow_list import AllowList
+from loraplex_frontend.sources.remote_sources import RemoteSettings
+from loraplex_frontend.sources.source_limits import SourceLimits
+from loraplex_frontend.uploads.upload_store import CONFIG_NAME, WEIGHTS_NAME
 
 
 class FrontendSettings(ProcessSettings):
@@ -31,6 +36,32 @@ class FrontendSettings(ProcessSettings):
     """Folders below which adapters may be registered from file uris. Empty: none."""
     allow_request_uri: bool = False
     """Whether requests may bring adapters by uri, below the same roots."""
+    adapter_sources: tuple[str, ...] = ()
+    """Prefixes of uris (hf, s3, gs, az, http, https) that adapters may be registered from. Empty: none."""
+    adapter_source_private_hosts: tuple[str, ...] = ()
+    """Hosts of http sources that may be loopback or private addresses. Link-local ones never are."""
+    max_fetches: int = Field(default=4, ge=1, le=256)
+    """Adapters that are fetched at once; each takes up to max_adapter_bytes of the store's disk meanwhile."""
+    fetch_timeout_s: float = Field(default=600.0, gt=0, le=800)
+    """The longest that fetching one adapter takes, whatever the source does."""
+    fetch_connect_timeout_s: float = Field(default=5.0, gt=0, le=120)
+    """To reach one host of a source."""
+    fetch_read_timeout_s: float = Field(default=20.0, gt=0, le=600)
+    """A source that is silent for longer is given up."""
+    fetch_min_bytes_per_s: int = Field(default=16_384, ge=1)
+    """A source that sends less, over half a minute, is given up."""
+    hf_endpoint: str = Field(default="https://huggingface.co", pattern=r"^https?://[^/?#@]+(/[^?#@]*)?$")
+    """The hub behind hf:// uris, or a mirror of it."""
+    hf_token_file: Path | None = None
+    """Credential for the hub; sent to hf_endpoint alone."""
+    hf_redirect_hosts: tuple[str, ...] = ("*.huggingface.co", "*.hf.co")
+    """Patterns of hosts that the hub may redirect to."""
+    s3_endpoint: str = ""
+    """Address of the S3 service. Empty: what the AWS environment variables say. Credentials are theirs too."""
+    gs_endpoint: str = ""
+    """Address of Google Cloud Storage. Empty: Google's. Credentials are those of its environment."""
+    az_endpoint: str = ""
+    """Address of Azure Blob Storage. Empty: what the Azure environment variables say. Credentials are theirs too."""
     auth_keys_file: Path | None = None
     """TOML or JSON list of token digests with tenant and scopes. Absent: no credentials are asked for."""
     insecure_no_auth: bool = False
@@ -74,6 +105,33 @@ class FrontendSettings(ProcessSettings):
     Empty: none."""
     metrics_max_adapters: int = Field(default=50, ge=1, le=10_000)
     """Pairs of tenant and adapter that have metrics of their own, the busiest; the rest is counted as "other"."""
+
+    @field_validator("adapter_sources")
+    @classmethod
+    def _check_sources(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        AllowList(prefixes)
+        return prefixes
+
+    def remote_sources(self, limits: Limits) -> RemoteSettings:
+        """Raises OSError for a token file that cannot be read."""
+        return RemoteSettings(
+            allowed=AllowList(self.adapter_sources),
+            private_hosts=frozenset(host.lower() for host in self.adapter_source_private_hosts),
+            max_fetches=self.max_fetches,
+            max_file_bytes={CONFIG_NAME: limits.max_config_bytes, WEIGHTS_NAME: limits.max_file_bytes},
+            limits=SourceLimits(
+                connect_s=self.fetch_connect_timeout_s,
+                read_s=self.fetch_read_timeout_s,
+                total_s=self.fetch_timeout_s,
+                min_bytes_per_s=self.fetch_min_bytes_per_s,
+            ),
+            hf_endpoint=self.hf_endpoint,
+            hf_token=self.hf_token_file.read_text().strip() if self.hf_token_file else "",
+            hf_redirect_hosts=self.hf_redirect_hosts,
+            s3_endpoint=self.s3_endpoint,
+            gs_endpoint=self.gs_endpoint,
+            az_endpoint=self.az_endpoint,
+        )
 
     @model_validator(mode="after")
     def _check_exposure(self) -> "FrontendSettings":

@@ -1,6 +1,6 @@
 """Deletes from the store what no name points at: at once what this frontend unregistered, and now and then the rest.
 
-Abandoned uploads go with it.
+Abandoned uploads go with it, and what fetches of dead processes left.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import structlog
 from loraplex_contract.errors import LoraplexError
 from loraplex_frontend.adapter_ingest import AdapterIngest
 from loraplex_frontend.registry_client import RegistryClient
+from loraplex_frontend.sources.remote_sources import RemoteSources
 from loraplex_frontend.uploads.upload_store import UploadStore
 
 _log = structlog.get_logger(__name__)
@@ -33,11 +34,13 @@ class StoreSweeper:
         ingest: AdapterIngest,
         registry: RegistryClient,
         uploads: UploadStore,
+        remote: RemoteSources,
         interval_s: float = SWEEP_INTERVAL_S,
     ) -> None:
         self._ingest = ingest
         self._registry = registry
         self._uploads = uploads
+        self._remote = remote
         self._interval_s = interval_s
 
     async def delete(self, digests: Sequence[str] = ()) -> None:
@@ -56,6 +59,7 @@ class StoreSweeper:
             await asyncio.sleep(self._interval_s * random.uniform(0.5, 1.0))
             try:
                 await self._uploads.sweep()
+                await self._remote.sweep()
                 await self.delete()
             except LoraplexError as error:
                 _log.warning("the store was not swept", reason=error.reason)
