@@ -12,7 +12,9 @@ from loraplex_client.adapter import (
     AppliedModule,
     Residency,
 )
+from loraplex_client.adapter_changes import AdapterChanges
 from loraplex_client.adapter_ref import AdapterRef, ResolvedAdapter, WeightedAdapter
+from loraplex_client.adapter_upload import AdapterUpload, UploadedFile
 from loraplex_client.async_client import AsyncClient
 from loraplex_client.channel import DEFAULT_TARGET, Tls
 from loraplex_client.client import Client, SyncTokenStream
@@ -33,9 +35,11 @@ __all__ = [
     "DEFAULT_TARGET",
     "LLM",
     "Adapter",
+    "AdapterChanges",
     "AdapterRef",
     "AdapterReport",
     "AdapterState",
+    "AdapterUpload",
     "AdapterVersion",
     "AppliedModule",
     "AsyncClient",
@@ -66,6 +70,7 @@ __all__ = [
     "Tls",
     "TokenLogprobs",
     "TokenStream",
+    "UploadedFile",
     "Usage",
     "WeightedAdapter",
     "Worker",

@@ -82,3 +82,6 @@ class Adapter:
     error: LoraplexError | None = None
     """With ``FAILED``."""
     residencies: tuple[Residency, ...] = ()
+    description: str = ""
+    expire_time: datetime.datetime | None = None
+    """When the name is unregistered by itself. None: never."""

@@ -2,16 +2,14 @@
 
 import dataclasses
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import grpc
 
 from loraplex.admin.v1 import cluster_pb2, cluster_pb2_grpc
 from loraplex.v1 import (
-    adapter_pb2,
     adapter_pb2_grpc,
     generation_pb2,
     inference_pb2,
@@ -21,12 +19,10 @@ from loraplex.v1 import (
     tokenizer_pb2,
     tokenizer_pb2_grpc,
 )
-from loraplex_client.adapter import Adapter
 from loraplex_client.adapter_ref import AdapterChoice
-from loraplex_client.adapter_source import adapter_uri
+from loraplex_client.async_adapters import AsyncAdapters
 from loraplex_client.channel import DEFAULT_TARGET, Tls, bearer, open_channel
 from loraplex_client.cluster import Cluster
-from loraplex_client.convert import adapter as from_adapter
 from loraplex_client.convert import request as to_request
 from loraplex_client.convert import server as from_server
 from loraplex_client.output import Output
@@ -39,11 +35,8 @@ from loraplex_client.session_pool import SessionPool
 from loraplex_client.token_stream import TokenStream
 from loraplex_contract.errors import FailedPrecondition, NotFound
 
-INGEST_TIMEOUT_S: Final = 600.0
-PAGE_SIZE: Final = 200
 
-
-class AsyncClient:
+class AsyncClient(AsyncAdapters):
     """Everything a server offers, on one channel and one session.
 
     Use it as ``async with AsyncClient(target) as client``, on one event loop. gRPC does badly with several event loops
@@ -147,67 +140,6 @@ class AsyncClient:
         except NotFound:
             return False
         return bool(response.results[0].outcome == inference_pb2.CANCEL_OUTCOME_CANCELLED)
-
-    # --- adapters ---
-
-    async def register_adapter(
-        self,
-        name: str,
-        source: str | Path,
-        *,
-        allow_update: bool = False,
-        validate_only: bool = False,
-        expected_digest: str = "",
-        labels: Mapping[str, str] | None = None,
-        timeout_s: float = INGEST_TIMEOUT_S,
-    ) -> Adapter:
-        """Validates and stores one version and points the name at it.
-
-        Args:
-            source: a folder that the server can read, or a URI.
-            allow_update: let an existing name move to a new version.
-            validate_only: report what would be applied, store nothing.
-
-        Raises:
-            AlreadyExists: the name has other bytes, without ``allow_update``.
-            FailedPrecondition: the adapter does not fit the base model, or the server may not read the folder.
-        """
-        request = adapter_pb2.RegisterAdapterRequest(
-            name=name,
-            uri=adapter_uri(source),
-            allow_update=allow_update,
-            validate_only=validate_only,
-            expected_digest=expected_digest,
-            labels=dict(labels or {}),
-        )
-        response = await self._call(self._adapters.RegisterAdapter, request, timeout_s)
-        return from_adapter.adapter(response.adapter)
-
-    async def get_adapter(self, name: str) -> Adapter:
-        """Raises NotFound for a name that is not there, or not the caller's."""
-        response = await self._call(self._adapters.GetAdapter, adapter_pb2.GetAdapterRequest(name=name))
-        return from_adapter.adapter(response.adapter)
-
-    async def list_adapters(self, name_prefix: str = "", *, page_size: int = PAGE_SIZE) -> AsyncIterator[Adapter]:
-        """All adapters by name, page by page, without the modules of their reports."""
-        token = ""
-        while True:
-            request = adapter_pb2.ListAdaptersRequest(page_size=page_size, page_token=token, name_prefix=name_prefix)
-            response = await self._call(self._adapters.ListAdapters, request)
-            for pb in response.adapters:
-                yield from_adapter.adapter(pb)
-            token = response.next_page_token
-            if not token:
-                return
-
-    async def unregister_adapter(
-        self, name: str, *, cancel_running: bool = False, timeout_s: float = INGEST_TIMEOUT_S
-    ) -> Adapter:
-        """Answers when every worker has freed the bytes. Running requests finish first, or are cancelled."""
-        mode = adapter_pb2.UNREGISTER_MODE_CANCEL if cancel_running else adapter_pb2.UNREGISTER_MODE_DRAIN
-        request = adapter_pb2.UnregisterAdapterRequest(name=name, mode=mode)
-        response = await self._call(self._adapters.UnregisterAdapter, request, timeout_s)
-        return from_adapter.adapter(response.adapter)
 
     # --- text ---
 

@@ -2,14 +2,12 @@
 
 import asyncio
 import concurrent.futures
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from loraplex_client.adapter import Adapter
 from loraplex_client.adapter_ref import AdapterChoice
-from loraplex_client.async_client import INGEST_TIMEOUT_S, AsyncClient
+from loraplex_client.async_client import AsyncClient
 from loraplex_client.background_loop import SHARED
 from loraplex_client.channel import DEFAULT_TARGET, Tls
 from loraplex_client.cluster import Cluster
@@ -19,12 +17,13 @@ from loraplex_client.prompt import Chat, Prompt
 from loraplex_client.request_options import DEFAULT_OPTIONS, RequestOptions
 from loraplex_client.sampling_params import SamplingParams
 from loraplex_client.server_info import Model, ServerInfo
+from loraplex_client.sync_adapters import SyncAdapters
 from loraplex_client.token_stream import TokenStream
 
 _T = TypeVar("_T")
 
 
-class Client:
+class Client(SyncAdapters):
     """AsyncClient for synchronous code; may be used by several threads at once.
 
     ``close`` (or leaving ``with``) cancels what runs and joins the background thread. The arguments and errors are
@@ -129,54 +128,6 @@ class Client:
     def cancel(self, request_id: str) -> bool:
         """Ends a request by id. False if no such request runs."""
         return self.call(lambda client: client.cancel(request_id))
-
-    # --- adapters ---
-
-    def register_adapter(
-        self,
-        name: str,
-        source: str | Path,
-        *,
-        allow_update: bool = False,
-        validate_only: bool = False,
-        expected_digest: str = "",
-        labels: Mapping[str, str] | None = None,
-        timeout_s: float = INGEST_TIMEOUT_S,
-    ) -> Adapter:
-        """As ``AsyncClient.register_adapter``."""
-        return self.call(
-            lambda client: client.register_adapter(
-                name,
-                source,
-                allow_update=allow_update,
-                validate_only=validate_only,
-                expected_digest=expected_digest,
-                labels=labels,
-                timeout_s=timeout_s,
-            )
-        )
-
-    def get_adapter(self, name: str) -> Adapter:
-        """Raises NotFound for a name that is not there."""
-        return self.call(lambda client: client.get_adapter(name))
-
-    def list_adapters(self, name_prefix: str = "") -> Iterator[Adapter]:
-        """All adapters by name, page by page."""
-        pages = self._client.list_adapters(name_prefix)
-
-        async def take(_: AsyncClient) -> Adapter | None:
-            return await anext(pages, None)
-
-        while (adapter := self.call(take)) is not None:
-            yield adapter
-
-    def unregister_adapter(
-        self, name: str, *, cancel_running: bool = False, timeout_s: float = INGEST_TIMEOUT_S
-    ) -> Adapter:
-        """Answers when every worker has freed the bytes."""
-        return self.call(
-            lambda client: client.unregister_adapter(name, cancel_running=cancel_running, timeout_s=timeout_s)
-        )
 
     # --- text and server ---
 

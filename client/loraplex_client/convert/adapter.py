@@ -2,6 +2,8 @@
 
 from loraplex.v1 import adapter_pb2
 from loraplex_client.adapter import Adapter, AdapterReport, AdapterState, AdapterVersion, AppliedModule, Residency
+from loraplex_client.adapter_changes import AdapterChanges
+from loraplex_client.adapter_upload import AdapterUpload, UploadedFile
 from loraplex_client.convert.duration import moment
 from loraplex_contract import status
 
@@ -18,7 +20,27 @@ def adapter(pb: adapter_pb2.Adapter) -> Adapter:
         etag=pb.etag,
         error=status.error_from_pb(pb.error) if pb.HasField("error") else None,
         residencies=tuple(_residency(residency) for residency in pb.residencies),
+        description=pb.description,
+        expire_time=moment(pb.expire_time),
     )
+
+
+def changes(pb: adapter_pb2.WatchAdaptersResponse) -> AdapterChanges:
+    adapters = tuple(adapter(changed) for changed in pb.changed)
+    return AdapterChanges(revision=pb.revision, adapters=adapters, is_list_complete=pb.list_complete)
+
+
+def upload(pb: adapter_pb2.UploadAdapterResponse) -> AdapterUpload:
+    files = tuple(
+        UploadedFile(
+            file_name=file.file_name,
+            num_bytes=file.num_bytes,
+            num_committed_bytes=file.num_committed_bytes,
+            is_complete=file.is_complete,
+        )
+        for file in pb.files
+    )
+    return AdapterUpload(upload_id=pb.upload_id, files=files, expire_time=moment(pb.expire_time))
 
 
 def _state(number: int) -> AdapterState:
