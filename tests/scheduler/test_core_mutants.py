@@ -20,7 +20,7 @@ from tests.scheduler.core_machine import CoreMachine, OneWorkerMachine
 
 # Enough to find every mutant below; shrinking would only cost time.
 HUNT = settings(
-    max_examples=400,
+    max_examples=1500,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,

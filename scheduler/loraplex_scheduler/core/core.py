@@ -23,6 +23,7 @@ from loraplex_scheduler.core.loader import Loader, Wake
 from loraplex_scheduler.core.placement import Placement
 from loraplex_scheduler.core.policies import make_policy
 from loraplex_scheduler.core.policy import Policy
+from loraplex_scheduler.core.prefix_affinity import PrefixAffinity
 from loraplex_scheduler.core.reports import Reports, WorkerFault, reason_of_max_tokens
 from loraplex_scheduler.core.request import Request, Sequence
 from loraplex_scheduler.core.request_table import RequestTable
@@ -60,7 +61,8 @@ class SchedulerCore:
         )
         self._estimator: Final = Estimator()
         self._fair_share: Final = FairShare(config)
-        self._placement: Final = Placement(config, self._workers)
+        self._affinity: Final = PrefixAffinity(config)
+        self._placement: Final = Placement(config, self._workers, self._affinity)
         self._room: Final = WaitingRoom(
             config, policy, accounts=self._accounts, placement=self._placement, workers=self._workers
         )
@@ -89,6 +91,7 @@ class SchedulerCore:
             workers=self._workers,
             estimator=self._estimator,
             fair_share=self._fair_share,
+            affinity=self._affinity,
             emit=emit,
         )
         self._endings: Final = Endings(
@@ -255,6 +258,7 @@ class SchedulerCore:
         if worker_id in self._workers:
             self._lose(self._workers[worker_id])
         self._workers[worker_id] = Worker(event.info, self._room.waited)
+        self._affinity.add_worker(self._workers[worker_id])
         self._workers_changed_ns = self._now_ns
         if 0 < self.config.max_step_tokens < event.info.max_step_tokens:
             self._workers[worker_id].max_step_tokens = self.config.max_step_tokens
@@ -286,6 +290,7 @@ class SchedulerCore:
     def _lose(self, worker: Worker) -> None:
         lost = self._standing.lose(worker, now_ns=self._now_ns)
         del self._workers[worker.worker_id]
+        self._affinity.forget_worker(worker.worker_id)
         self._workers_changed_ns = self._now_ns
         for sequence in lost:
             if sequence.num_output >= sequence.max_tokens:

@@ -1,6 +1,7 @@
 """What one tenant may hold of the slots while others are about, and what it costs to give others theirs at once."""
 
 from collections import deque
+from collections.abc import Hashable
 from typing import Final
 
 from loraplex_scheduler.core.account import Account
@@ -13,30 +14,32 @@ class RecentTenants:
 
     def __init__(self, num_remembered: int) -> None:
         self._num_remembered: Final = num_remembered
-        self._admissions: Final[deque[Account]] = deque()
-        self._counts: dict[Account, int] = {}
+        self._admissions: Final[deque[tuple[Hashable, float]]] = deque()
+        """Tenant and weight: an account may be closed and opened anew in between."""
+        self._counts: dict[Hashable, int] = {}
         self.total_weight = 0.0
 
     def __len__(self) -> int:
         return len(self._counts)
 
     def __contains__(self, account: Account) -> bool:
-        return account in self._counts
+        return account.key in self._counts
 
     def note(self, account: Account) -> None:
-        self._admissions.append(account)
-        if account not in self._counts:
-            self._counts[account] = 0
-            self.total_weight += 1 / account.rate
-        self._counts[account] += 1
+        tenant, weight = account.key, 1 / account.rate
+        self._admissions.append((tenant, weight))
+        if tenant not in self._counts:
+            self._counts[tenant] = 0
+            self.total_weight += weight
+        self._counts[tenant] += 1
         if len(self._admissions) > self._num_remembered:
-            self._forget(self._admissions.popleft())
+            self._forget(*self._admissions.popleft())
 
-    def _forget(self, account: Account) -> None:
-        self._counts[account] -= 1
-        if not self._counts[account]:
-            del self._counts[account]
-            self.total_weight -= 1 / account.rate
+    def _forget(self, tenant: Hashable, weight: float) -> None:
+        self._counts[tenant] -= 1
+        if not self._counts[tenant]:
+            del self._counts[tenant]
+            self.total_weight -= weight
 
 
 class FairShare:

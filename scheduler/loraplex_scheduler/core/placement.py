@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from loraplex_scheduler.core.config import CoreConfig
+from loraplex_scheduler.core.prefix_affinity import PrefixAffinity
 from loraplex_scheduler.core.request import Sequence
 from loraplex_scheduler.core.seed import mix, stable_hash
 from loraplex_scheduler.core.worker import Worker
@@ -13,12 +14,6 @@ CLEARLY: Final = 0.25
 """How much less loaded a worker must be, of 1, to be preferred to the one that hashing chooses."""
 _MAX_REMEMBERED: Final = 16_384
 """Adapters whose number of replicas is above one; past it the first ones are forgotten."""
-
-
-class PrefixAffinity(Protocol):
-    """The seam for a prefix index: where a prompt's first tokens are cached."""
-
-    def num_cached_tokens(self, sequence: Sequence, worker_id: str) -> int: ...
 
 
 @dataclasses.dataclass(slots=True)
@@ -30,9 +25,7 @@ class _Replicas:
 class Placement:
     """Knows the number of replicas of each set of adapters, and where the next one goes."""
 
-    def __init__(
-        self, config: CoreConfig, workers: Mapping[str, Worker], *, affinity: PrefixAffinity | None = None
-    ) -> None:
+    def __init__(self, config: CoreConfig, workers: Mapping[str, Worker], affinity: PrefixAffinity) -> None:
         self._config: Final = config
         self._workers: Final = workers
         self._affinity: Final = affinity
@@ -83,13 +76,20 @@ class Placement:
             del self._replicas[digests]
 
     def better_elsewhere(self, sequence: Sequence, worker: Worker, others: Iterable[Worker]) -> bool:
-        """Whether one of ``others``, about as loaded, has more of the prompt in its prefix cache."""
-        if self._affinity is None:
+        """Whether one of ``others``, about as loaded and with room, has more of the prompt in its prefix cache."""
+        able = [other for other in others if other is not worker and _can_take(sequence, other)]
+        if not able:
             return False
         here = self._affinity.num_cached_tokens(sequence, worker.worker_id)
         return any(
-            other is not worker
-            and other.load <= worker.load + CLEARLY
+            other.load <= worker.load + CLEARLY
             and self._affinity.num_cached_tokens(sequence, other.worker_id) >= here + other.info.page_size
-            for other in others
+            for other in able
         )
+
+
+def _can_take(sequence: Sequence, worker: Worker) -> bool:
+    """As far as can be told at a glance."""
+    if not worker.has_slot or worker.is_prefill_bound or not worker.residency.has_all(sequence.request.digests):
+        return False
+    return worker.worker_id in sequence.request.places and worker.ledger.free >= worker.kv_pages_for(sequence, 1)

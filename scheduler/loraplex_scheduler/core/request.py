@@ -142,6 +142,7 @@ class Request:
         "num_unfinished",
         "num_worker_losses",
         "places",
+        "prefix_keys",
         "priority",
         "prompt_ids",
         "request_id",
@@ -188,6 +189,8 @@ class Request:
         """Whether they have been sent."""
         self.num_worker_losses = 0
         """Without a token in between."""
+        self.prefix_keys: tuple[int, tuple[bytes, ...]] | None = None
+        """Page size, and the keys of the prompt's pages of that size; made when first asked for."""
         self.had_places = False
         self.places: frozenset[str] = frozenset()
         """Workers on which a sequence could run to its end if it were alone there."""

@@ -9,6 +9,7 @@ from loraplex_scheduler.core.estimator import Estimator
 from loraplex_scheduler.core.fair_share import FairShare, tenant_of
 from loraplex_scheduler.core.lifecycle import State, Transition
 from loraplex_scheduler.core.policy import Policy
+from loraplex_scheduler.core.prefix_affinity import PrefixAffinity
 from loraplex_scheduler.core.prefix_namespace import prefix_namespace
 from loraplex_scheduler.core.request import Sequence
 from loraplex_scheduler.core.waiting_room import WaitingRoom
@@ -27,6 +28,7 @@ class Standing:
         workers: dict[str, Worker],
         estimator: Estimator,
         fair_share: FairShare,
+        affinity: PrefixAffinity,
         emit: Callable[[Command], None],
     ) -> None:
         self._config: Final = config
@@ -34,6 +36,7 @@ class Standing:
         self._room: Final = room
         self._estimator: Final = estimator
         self._fair_share: Final = fair_share
+        self._affinity: Final = affinity
         self._workers: Final = workers
         self._emit: Final = emit
         self._last_id = 0
@@ -59,6 +62,7 @@ class Standing:
         worker.ledger.grow_kv(sequence.sequence_id, worker.kv_pages_for(sequence, sequence.grant_tokens))
         worker.put(sequence, self._policy.priority(sequence))
         sequence.started_ns, sequence.is_fresh = now_ns, True
+        self._affinity.note_admitted(sequence, worker)
         self._fair_share.admitted(tenant_of(sequence))
         self._fair_share.earn(len(request.prompt_ids))
         self._note_admission(sequence, worker, now_ns=now_ns)

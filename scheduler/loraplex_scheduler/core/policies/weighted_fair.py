@@ -40,9 +40,8 @@ class WeightedFair:
         return sequence.request.priority
 
     def sequence_key(self, sequence: Sequence) -> Key:
-        """One that has begun goes on before others begin: its reader is waiting in the middle of a sentence."""
-        due_ns = 0 if sequence.emitted else self._due_ns(sequence)
-        return (due_ns, sequence.request.arrival, sequence.index)
+        """One that has begun goes on before others of its tenant begin: its reader is in the middle of a sentence."""
+        return (not sequence.emitted, self._due_ns(sequence), sequence.request.arrival, sequence.index)
 
     def _due_ns(self, sequence: Sequence) -> int:
         """Its deadline, later by its length: under overload the nearest deadline first would serve the lost ones."""
@@ -52,10 +51,11 @@ class WeightedFair:
         return request.first_token_deadline_ns + self._token_ns * (len(request.prompt_ids) + (request.max_tokens or 0))
 
     def lane_key(self, head: Key, account: Account, *, is_in_batch: bool) -> Key:
-        deadline_ns, arrival, index = head
-        return (account.service // self._quantum, deadline_ns, not is_in_batch, account.service, arrival, index)
+        is_new, due_ns, arrival, index = head
+        quanta = account.service // self._quantum
+        return (quanta, is_new, due_ns, not is_in_batch, account.service, arrival, index)
 
     def shelf_key(self, priority: int, account: Account, best: Key) -> Key:
-        adapter_quanta, deadline_ns, is_elsewhere, _, arrival, index = best
+        _, _, due_ns, is_elsewhere, _, arrival, index = best
         quanta = account.service // self._quantum
-        return (priority, quanta, adapter_quanta, deadline_ns, is_elsewhere, account.service, arrival, index)
+        return (priority, quanta, due_ns, is_elsewhere, account.service, arrival, index)
