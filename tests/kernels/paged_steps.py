@@ -96,7 +96,7 @@ def random_tensor(*shape: int, seed: int) -> Tensor:
 def steps(draw: st.DrawFn, max_rows: int = 12, head_dims: tuple[int, ...] = (8, 20, 64, 70)) -> Step:
     """Decode rows and prefill chunks, some behind a context, over scrambled pages; a few pages stay free."""
     page_size = draw(st.sampled_from((1, 3, 16)))
-    shapes = draw(st.lists(st.tuples(st.integers(1, max_rows), st.integers(0, 40)), min_size=1, max_size=5))
+    shapes = draw(st.lists(st.tuples(st.integers(1, max_rows), st.integers(0, 40)), min_size=1, max_size=10))
     sequences = [(rows if draw(st.booleans()) else 1, before) for rows, before in shapes]
     needed = [math.ceil((rows + before) / page_size) for rows, before in sequences]
     num_pages = sum(needed) + 3

@@ -6,6 +6,9 @@ namespace {
 
 enum { kQkv, kO, kGateUp, kDown, kNumGroups };
 
+constexpr int kLines = 3, kLinesWithAdapters = 6;  // see Ahead::lines; by measurement
+constexpr int64_t kMaxPages = 512, kMaxPageBytes = 4 << 20;  // of one layer that a thread fetches ahead
+
 // Hands out pieces of the caller's scratch memory; with a null base it only counts.
 struct Arena {
   char* base;
@@ -51,7 +54,7 @@ struct Step {
   // What one thread fetches while it multiplies.
   struct Fetching {
     Ahead ahead;
-    Ahead::Part *soon = nullptr, *later = nullptr;  // room: null where there are no adapters
+    Ahead::Part *soon, *later;  // room
   };
 
   // One block of one site for all rows; out: the block's first column of row 0.
@@ -60,9 +63,9 @@ struct Step {
     const int64_t k = linear->in_features, columns = smaller(kBlock, linear->out_features[site] - index * kBlock);
     const T* weights = static_cast<const T*>(linear->weights[site]) + block_start<P>(index, k);
     Ahead* ahead = nullptr;
-    if (fetching && fetching->soon) {
+    if (fetching) {
       ahead = &fetching->ahead;
-      adapters.announce(group, site, index, columns, ahead, fetching->soon);
+      if (lora->num_segments) adapters.announce(group, site, index, columns, ahead, fetching->soon);
     }
     multiply_block<P>(num_rows, {x, x_stride(k)}, weights, k, bias ? bias + index * kBlock : nullptr, out, columns,
                       accumulate, ahead);
@@ -134,8 +137,8 @@ struct Step {
     Attention attention;
     attention.num_items = attention_items(model, batch, nullptr);
     attention.items = arena.take<AttentionItem>(attention.num_items);
-    PrefillScratch<P> scratch;
-    attention.scratch_bytes = lay_out<P>(longest_context(batch), model->head_dim, nullptr, &scratch);
+    Scratch<P> scratch;
+    attention.scratch_bytes = lay_out<P>(longest_context(batch), model->num_heads, model->head_dim, nullptr, &scratch);
     attention.scratch = arena.take<char>(attention.scratch_bytes * num_threads);
     return attention;
   }
@@ -169,8 +172,8 @@ struct Step {
     const int64_t size = model->head_dim, group = model->num_heads / model->num_kv_heads;
     const int64_t stride = qkv_size(model), out_stride = x_stride(model->num_heads * size);
     const int64_t window = model->layers[index].window;
-    PrefillScratch<P> scratch;
-    lay_out<P>(longest_context(batch), size, attention.scratch + thread * attention.scratch_bytes, &scratch);
+    Scratch<P> scratch;
+    lay_out<P>(longest_context(batch), model->num_heads, size, attention.scratch + thread * attention.scratch_bytes, &scratch);
     walk.run(attention.num_items, [&](int64_t chunk, int64_t) {
       const AttentionItem& item = attention.items[chunk];
       const LpxSpan& span = batch->spans[item.span];
@@ -179,8 +182,8 @@ struct Step {
       if (span.num_rows > 1)
         return prefill_item<P>(model, span, item, window, keys, values, qkv, stride, out, out_stride, scratch);
       const int64_t first = first_visible(span.context_len - 1, window), head = item.kv_head * group * size;
-      decode_item(qkv + span.start_row * stride + head, group, keys, values, first, span.context_len,
-                  1.0f / __builtin_sqrtf(static_cast<float>(size)), scratch.scores,
+      decode_item<T, P>(qkv + span.start_row * stride + head, group, item.num_kv_heads, keys, values, first, span.context_len,
+                  1.0f / __builtin_sqrtf(static_cast<float>(size)), scratch,
                   out + span.start_row * out_stride + head);
     });
   }
@@ -194,8 +197,10 @@ struct Step {
     Ahead::Part* parts;
   };
 
-  // Room for the parts that one thread fetches: of B a block; of A two groups.
-  static int64_t parts_of_thread(const LpxBatch* batch) { return batch->lora.num_segments * (1 + 2 * LPX_MAX_SITES); }
+  // Room for the parts that one thread fetches: of B a block; of A two groups; pages.
+  static int64_t parts_of_thread(const LpxBatch* batch) {
+    return batch->lora.num_segments * (1 + 2 * LPX_MAX_SITES) + kMaxPages;
+  }
 
   static int64_t lay_out_layers(Step& step, const LpxModel* model, const LpxBatch* batch, int64_t num_threads,
                                 char* base, Buffers* buffers) {
@@ -212,14 +217,45 @@ struct Step {
     return arena.used;
   }
 
-  // While the products of `group` run, A of the two groups after it comes near.
-  void fetch_after(Fetching* fetching, const LpxModel* model, int64_t group, int64_t thread, int64_t num_threads) const {
+  // While the products of `group` run, A of the second group after it comes near; from o on also the keys and values that
+  // the next layer's decode rows read.
+  void fetch_after(Fetching* fetching, const LpxModel* model, const LpxCache* cache, const LpxBatch* batch, int64_t group,
+                   int64_t thread, int64_t num_threads) const {
+    Ahead& ahead = fetching->ahead;
+    Ahead::Part* end = fetching->later;
+    for (const Ahead::Part* part = ahead.later; part != ahead.later_end; ++part)
+      if (part->group > group) *end++ = *part;
     const int64_t next = group + 2;
-    if (!fetching->soon || next >= model->num_layers * kNumGroups) return;
-    const LpxLayer& layer = model->layers[next / kNumGroups];
-    const LpxLinear* linears[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down};
-    adapters.announce_shrink(group, next, linears[next % kNumGroups]->in_features, thread, num_threads,
-                             &fetching->ahead, fetching->later);
+    if (lora->num_segments && next < model->num_layers * kNumGroups) {
+      const LpxLayer& layer = model->layers[next / kNumGroups];
+      const LpxLinear* linears[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down};
+      end = adapters.announce_shrink(next, linears[next % kNumGroups]->in_features, thread, num_threads, end);
+    }
+    const int64_t layer = group / kNumGroups + 1;
+    if (group % kNumGroups == kO && layer < model->num_layers)
+      end = announce_pages(model, cache, batch, layer, thread, num_threads, end);
+    ahead.later = fetching->later;
+    ahead.later_end = end;
+  }
+
+  // What this thread's share of the decode rows reads in a layer, as far as caches have room for it.
+  static Ahead::Part* announce_pages(const LpxModel* model, const LpxCache* cache, const LpxBatch* batch, int64_t layer,
+                                     int64_t thread, int64_t num_threads, Ahead::Part* end) {
+    const int64_t heads = cache->page_size * model->head_dim * 2 * model->num_kv_heads;  // keys and values of a page
+    const int64_t bytes = heads * static_cast<int64_t>(sizeof(T)), window = model->layers[layer].window;
+    int64_t room = smaller(kMaxPages, kMaxPageBytes / bytes);
+    for (int64_t i = thread; i < batch->num_spans; i += num_threads) {
+      const LpxSpan& span = batch->spans[i];
+      if (span.num_rows > 1) continue;
+      const int64_t first = first_visible(span.context_len - 1, window) / cache->page_size;
+      for (int64_t page = first; page * cache->page_size < span.context_len; ++page) {
+        if (--room < 0) return end;
+        const int64_t id = batch->pages[span.first_page + page];
+        const char* at = static_cast<const char*>(cache->storage) + (id * cache->num_layers + layer) * bytes;
+        *end++ = {at, at + bytes, layer * kNumGroups + kO};
+      }
+    }
+    return end;
   }
 
   static int64_t layers_scratch(const LpxModel* model, const LpxBatch* batch, int64_t num_threads) {
@@ -237,12 +273,11 @@ struct Step {
     const int64_t hidden_size = model->hidden_size;
     float* blocks = at.blocks + thread * 2 * batch->num_rows * kBlock;
     Fetching fetching;
-    if (batch->lora.num_segments) {
-      fetching.soon = at.parts + thread * parts_of_thread(batch);
-      fetching.later = fetching.soon + batch->lora.num_segments;
-    }
+    fetching.soon = at.parts + thread * parts_of_thread(batch);
+    fetching.later = fetching.soon + batch->lora.num_segments;
+    fetching.ahead.lines = batch->lora.num_segments ? kLinesWithAdapters : kLines;
     const auto fetch_after = [&](int64_t group) {
-      step.fetch_after(&fetching, model, group, thread, team->num_threads);
+      step.fetch_after(&fetching, model, cache, batch, group, thread, team->num_threads);
     };
     step.prepare(walk, model, batch, at.attention, at.mixed);
     for (int64_t index = 0; index < model->num_layers; ++index) {

@@ -161,21 +161,15 @@ struct Adapters {
     }
   }
 
-  // A of one group, this thread's share of the segments, behind what is left of the groups before it. Parts of groups
-  // up to `computed` are dropped.
-  void announce_shrink(int64_t computed, int64_t group, int64_t k, int64_t thread, int64_t num_threads, Ahead* ahead,
-                       Ahead::Part* parts) const {
-    Ahead::Part* end = parts;
-    for (const Ahead::Part* part = ahead->later; part != ahead->later_end; ++part)
-      if (part->group > computed) *end++ = *part;
+  // A of one group, this thread's share of the segments; gives the end of the parts.
+  Ahead::Part* announce_shrink(int64_t group, int64_t k, int64_t thread, int64_t num_threads, Ahead::Part* end) const {
     for (int64_t segment = thread; segment < lora->num_segments; segment += num_threads)
       for (int64_t index = 0; index < LPX_MAX_SITES; ++index) {
         const LpxSite* site = site_of(lora, segment, group, index);
         const char* start = static_cast<const char*>(site->a);
         if (site->rank) *end++ = {start, start + site->rank * k * (site->dtype == LPX_F32 ? 4 : 2), group};
       }
-    ahead->later = parts;
-    ahead->later_end = end;
+    return end;
   }
 
   // out is the block's first column of row 0.

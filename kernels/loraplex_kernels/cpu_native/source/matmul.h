@@ -73,24 +73,24 @@ struct Ahead {
     const char *at, *end;
     int64_t group;  // of sites; see lora.h
   };
-  static constexpr int kLines = 6;  // of 64 bytes, a burst
   static constexpr int kSteps = 4;  // between two bursts
 
+  int lines = 0;  // of 64 bytes, a burst
   Part *soon = nullptr, *soon_end = nullptr;
   Part *later = nullptr, *later_end = nullptr;
 
   void burst() {
-    const int lines = fetch(&soon, soon_end, kLines);
-    if (lines) fetch(&later, later_end, lines);
+    const int left = fetch(&soon, soon_end, lines);
+    if (left) fetch(&later, later_end, left);
   }
 
  private:
-  static int fetch(Part** part, Part* stop, int lines) {
+  static int fetch(Part** part, Part* stop, int left) {
     for (; *part != stop; ++*part) {
-      for (; lines && (*part)->at < (*part)->end; --lines, (*part)->at += 64) _mm_prefetch((*part)->at, _MM_HINT_T1);
-      if (!lines) break;
+      for (; left && (*part)->at < (*part)->end; --left, (*part)->at += 64) _mm_prefetch((*part)->at, _MM_HINT_T1);
+      if (!left) break;
     }
-    return lines;
+    return left;
   }
 };
 

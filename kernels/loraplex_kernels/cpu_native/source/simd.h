@@ -34,6 +34,28 @@ inline vf power_of_two(vf n) {  // 2**n, n whole and within -126 .. 127
 }
 inline float sum(vf a) { return _mm512_reduce_add_ps(a); }
 inline float largest(vf a) { return _mm512_reduce_max_ps(a); }
+inline vf sums_of(const vf* a) {  // element j is the sum of a[j]
+  vf pairs[8], fours[4], halves[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    pairs[i] = add(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d even = _mm512_castps_pd(pairs[2 * i]), odd = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(even, odd)), _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd)));
+  }
+  for (int i = 0; i < 2; ++i)
+    halves[i] = add(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
+                    _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
+  return add(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88), _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
+}
+// Of 32 results whose even groups of four lie in one vector and the odd ones in the other: the first and second half.
+inline void in_order(vf* low, vf* high) {
+  const __m512i head = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const vf result = _mm512_permutex2var_ps(*low, head, *high);
+  *high = _mm512_permutex2var_ps(*low, _mm512_add_epi32(head, _mm512_set1_epi32(8)), *high);
+  *low = result;
+}
 inline vf load(const float* p) { return _mm512_loadu_ps(p); }
 inline vf load(const bf16* p) {
   return _mm512_castsi512_ps(
@@ -87,6 +109,16 @@ inline float largest(vf a) {
   __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   half = _mm_max_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+inline vf sums_of(const vf* a) {
+  vf pairs[4], fours[2];
+  for (int i = 0; i < 4; ++i)
+    pairs[i] = add(_mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+  for (int i = 0; i < 2; ++i) {
+    const __m256d even = _mm256_castps_pd(pairs[2 * i]), odd = _mm256_castps_pd(pairs[2 * i + 1]);
+    fours[i] = add(_mm256_castpd_ps(_mm256_unpacklo_pd(even, odd)), _mm256_castpd_ps(_mm256_unpackhi_pd(even, odd)));
+  }
+  return add(_mm256_permute2f128_ps(fours[0], fours[1], 0x20), _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
 }
 inline vf load(const float* p) { return _mm256_loadu_ps(p); }
 inline vf load(const bf16* p) {
