@@ -54,7 +54,7 @@ def relative_error(got: Tensor, truth: Tensor) -> float:
 
 
 @given(step=steps(), window=st.sampled_from((None, None, 1, 5, 33)), num_threads=st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_attention_equals_float64_and_writes_its_own_slots_alone(
     kernels: Library, step: Step, window: int | None, num_threads: int
 ) -> None:
@@ -77,7 +77,7 @@ def one_chunk(num_rows: int, before: int, dtype: torch.dtype) -> Step:
 
 
 @pytest.mark.parametrize("dtype", list(RELATIVE_ERROR))
-@pytest.mark.parametrize(("num_rows", "before"), [(65, 0), (64, 1), (70, 7)])
+@pytest.mark.parametrize(("num_rows", "before"), [(65, 3)])
 def test_a_chunk_longer_than_one_item_of_work_equals_float64(
     kernels: Library, num_rows: int, before: int, dtype: torch.dtype
 ) -> None:
@@ -89,7 +89,7 @@ def test_a_chunk_longer_than_one_item_of_work_equals_float64(
 
 
 @given(step=steps())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_sequence_is_the_same_to_the_bit_in_any_batch(kernels: Library, step: Step) -> None:
     qkv = random_tensor(step.num_rows, step.heads.all, step.heads.head_dim, seed=3).float()
     storage = step.storage(LAYERS).to(step.dtype)

@@ -65,14 +65,14 @@ def assert_near(got: Tensor, wanted: Tensor, tolerance: float) -> None:
 
 
 @given(case=cases(), num_threads=st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_linear_equals_the_product_in_float64(kernels: Library, case: Case, num_threads: int) -> None:
     got = case.linear(kernels)(case.x.float(), num_threads=num_threads)
     assert_near(got, case.wanted(case.x), EXACT_INPUTS[case.dtype])
 
 
 @given(case=cases())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_norm_before_the_product_equals_float64(kernels: Library, case: Case) -> None:
     norm = random_tensor(case.x.shape[1], seed=7)
     got = case.linear(kernels)(case.x.float(), norm=norm.float(), norm_eps=EPS, num_threads=2)
@@ -80,7 +80,7 @@ def test_norm_before_the_product_equals_float64(kernels: Library, case: Case) ->
 
 
 @given(case=cases(max_rows=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_row_is_the_same_to_the_bit_in_any_batch(kernels: Library, case: Case) -> None:
     linear, x = case.linear(kernels), case.x.float()
     together = linear(x, num_threads=2)
@@ -158,7 +158,7 @@ def lora_cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32
 
 
 @given(given_case=lora_cases(), num_threads=st.integers(1, 3))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_grouped_lora_equals_the_specification(kernels: Library, given_case: LoraCase, num_threads: int) -> None:
     x, linear = given_case.case.x.float(), given_case.case.linear(kernels)
     got = linear(x, lora=given_case.batch, adapters=given_case.adapters(kernels), num_threads=num_threads)
@@ -171,7 +171,7 @@ def test_grouped_lora_equals_the_specification(kernels: Library, given_case: Lor
 
 
 @given(given_case=lora_cases())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_row_with_one_adapter_is_the_same_to_the_bit_in_any_batch(kernels: Library, given_case: LoraCase) -> None:
     x, linear, adapters = given_case.case.x.float(), given_case.case.linear(kernels), given_case.adapters(kernels)
     together = linear(x, lora=given_case.batch, adapters=adapters, num_threads=2)
