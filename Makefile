@@ -11,7 +11,7 @@ PROTOS := $(sort $(wildcard proto/loraplex/*/v1/*.proto proto/loraplex/v1/*.prot
 # A folder named like a package on PyPI must never shadow it.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo serve test check proto lock bench fmt clean
+.PHONY: help demo serve test check proto lock bench simulate soak turn fmt clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -59,6 +59,15 @@ lock: $(VENV)/.dev ## resolve requirements/*.in again
 
 bench: $(VENV)/.demo ## in-process engine and gRPC end to end, in under five minutes
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=. $(BIN)/python -m benchmarks.serving
+
+simulate: $(VENV)/.dev ## every scheduling policy on every workload, without a GPU or a model
+	$(BIN)/loraplex simulate
+
+soak: $(VENV)/.dev ## workers killed and frozen fifty times under load: no token lost, doubled or changed
+	PYTHONPATH=. $(BIN)/python -m tests.faults.soak --blows 50
+
+turn: $(VENV)/.dev ## what one report costs the scheduler, with 1,000 to 100,000 requests queued
+	PYTHONPATH=. $(BIN)/python -m benchmarks.scheduler_turn
 
 fmt: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

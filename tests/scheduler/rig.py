@@ -36,6 +36,7 @@ class Rig:
         self.core.check()
         self.clients.hear(result)
         self.commands += result
+        further: list[commands.Command] = []
         for worker_id, worker in self.workers.items():
             own = [
                 c
@@ -46,8 +47,8 @@ class Rig:
             if not self.holds_loads:
                 answers += [worker.end_load(digest) for digest in list(worker.loading)]
             if answers:
-                result = result + self.turn(*answers)
-        return result
+                further += self.turn(*answers)
+        return result + further
 
     def connect_worker(self, worker_id: str = "w", **sizes: int) -> ModelWorker:
         self._last += 1
@@ -74,10 +75,16 @@ class Rig:
     def submit(self, *names: str | AdapterPart, num_prompt: int = 4, **fields: Any) -> Client:
         self._last += 1
         parts = tuple(name if isinstance(name, AdapterPart) else AdapterPart(name=name) for name in names)
-        defaults = {"tenant": "red", "request_id": f"id-{self._last}", "max_tokens": 4, "sampling": Sampling(seed=1)}
+        prompt_ids = tuple(range(self._last, self._last + num_prompt))
+        defaults = {
+            "prompt_ids": prompt_ids,
+            "tenant": "red",
+            "request_id": f"id-{self._last}",
+            "max_tokens": 4,
+            "sampling": Sampling(seed=1),
+        }
         submitted = events.Submitted(
             key=events.RequestKey(FRONTEND, self._last),
-            prompt_ids=tuple(range(self._last, self._last + num_prompt)),
             adapters=parts,
             **{**defaults, **fields},
         )
