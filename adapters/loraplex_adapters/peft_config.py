@@ -10,6 +10,7 @@ from loraplex_adapters.limits import Limits
 from loraplex_adapters.name_suffix import is_plain
 from loraplex_adapters.peft_fields import check_fields
 from loraplex_adapters.refusal import malformed, quote
+from loraplex_adapters.refusals import Refusals
 from loraplex_contract.errors import InvalidArgument
 
 CONFIG_NAME = "adapter_config.json"
@@ -42,15 +43,21 @@ class PeftConfig:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
-def parse_peft_config(data: bytes, limits: Limits) -> PeftConfig:
+def parse_peft_config(data: bytes, limits: Limits, refusals: Refusals | None = None) -> PeftConfig:
     """Parse adapter_config.json.
+
+    Args:
+        refusals: takes the features that are not supported, so that the rest can be checked too. None: raise them.
 
     Raises:
         InvalidArgument: not JSON, or a field of the wrong type or out of bounds (ADAPTER_MALFORMED).
         FailedPrecondition: a feature that is not supported (ADAPTER_FEATURE_UNSUPPORTED, metadata ``field``).
     """
     document = parse_json_object(data, source=CONFIG_NAME)
-    check_fields(document)
+    found = refusals if refusals is not None else Refusals()
+    check_fields(document, found)
+    if refusals is None:
+        found.raise_if_any()
     config = PeftConfig(
         r=_rank("r", document.get("r", _PEFT_DEFAULT_RANK)),
         lora_alpha=_alpha("lora_alpha", document.get("lora_alpha", _PEFT_DEFAULT_ALPHA)),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from loraplex_adapters.refusal import malformed, quote, unsupported_feature
+from loraplex_adapters.refusals import Refusals
 
 HONOURED: Final = frozenset(
     {
@@ -81,21 +82,26 @@ REFUSED: Final = frozenset(_REFUSED)
 _is_inert_unknown = _is_one_of(None, False)
 
 
-def check_fields(document: Mapping[str, Any]) -> None:
+def check_fields(document: Mapping[str, Any], found: Refusals) -> None:
     """Refuse by name every field that would make the adapter compute something else than plain LoRA.
 
-    Raises:
+    Finds:
         FailedPrecondition: ADAPTER_FEATURE_UNSUPPORTED with metadata ``field``.
+
+    Raises:
         InvalidArgument: peft_type is missing (ADAPTER_MALFORMED).
     """
     if "peft_type" not in document:
         raise malformed("adapter_config.json has no peft_type; PEFT writes it", field="peft_type")
     if document["peft_type"] != "LORA":
         message = f"peft_type is {quote(document['peft_type'])}; only 'LORA' is supported"
-        raise unsupported_feature("peft_type", message)
+        found.add("peft_type", message, unsupported_feature("peft_type", message))
+        # Nothing else in it means what it would mean for LoRA.
+        found.raise_if_any()
     for field, value in document.items():
         if field not in HONOURED and not _inert_check(field)(value):
-            raise unsupported_feature(field, _explain(field, value))
+            message = _explain(field, value)
+            found.add(field, message, unsupported_feature(field, message))
 
 
 def _inert_check(field: str) -> Callable[[object], bool]:

@@ -11,6 +11,7 @@ from loraplex_adapters.peft_config import CONFIG_NAME, parse_peft_config
 from loraplex_adapters.peft_targets import resolve_targets
 from loraplex_adapters.peft_tensors import check_tensors
 from loraplex_adapters.refusal import FORMAT, SOURCE_NOT_FOUND, malformed
+from loraplex_adapters.refusals import Refusals
 from loraplex_adapters.regular_file import read_small_file
 from loraplex_adapters.safetensors_file import read_tensor_file
 from loraplex_adapters.spec import LoraSite
@@ -45,23 +46,26 @@ def parse_peft_folder(folder: Path, base: BaseShape, limits: Limits) -> ParsedAd
 
     Links are not followed, each file is read once into memory, and everything is checked on that copy.
 
+    What is wrong is told at once: the error's violations name every field, module and tensor that is refused, and why.
+
     Raises:
         InvalidArgument: missing (SOURCE_NOT_FOUND), not safetensors (ADAPTER_FORMAT), damaged or contradicting itself
             (ADAPTER_MALFORMED), NaN or infinity (ADAPTER_NONFINITE).
         FailedPrecondition: ADAPTER_FEATURE_UNSUPPORTED, ADAPTER_BASE_MISMATCH, ADAPTER_RANK_TOO_LARGE,
             ADAPTER_MODULE_UNSUPPORTED, ADAPTER_DTYPE_UNSUPPORTED, ADAPTER_NO_MODULES.
     """
+    found = Refusals()
     dir_fd = _open_folder(folder)
     try:
-        config = parse_peft_config(
-            read_small_file(CONFIG_NAME, dir_fd=dir_fd, max_bytes=limits.max_config_bytes), limits
-        )
-        targets = resolve_targets(config, base, limits)
-        _check_format(dir_fd)
-        file = read_tensor_file(WEIGHTS_NAME, dir_fd=dir_fd, limits=limits)
+        with found.ending(CONFIG_NAME):
+            data = read_small_file(CONFIG_NAME, dir_fd=dir_fd, max_bytes=limits.max_config_bytes)
+            config = parse_peft_config(data, limits, found)
+            targets = resolve_targets(config, base, limits, found)
+            _check_format(dir_fd)
+            file = read_tensor_file(WEIGHTS_NAME, dir_fd=dir_fd, limits=limits)
     finally:
         os.close(dir_fd)
-    checked = check_tensors(file.tensors, targets.sites, base)
+    checked = check_tensors(file.tensors, targets.sites, base, found)
     return ParsedAdapter(
         sites=targets.sites,
         tensors=checked.tensors,

@@ -23,6 +23,7 @@ from loraplex_adapters.refusal import (
     quote,
     unfit,
 )
+from loraplex_adapters.refusals import Refusals
 from loraplex_adapters.spec import LoraSite
 from loraplex_adapters.target_pattern import TargetPattern
 
@@ -68,8 +69,11 @@ def module_paths(base: BaseShape) -> dict[str, tuple[int | None, Module]]:
     return {module_path(layer, module): (layer, module) for layer, module in places}
 
 
-def resolve_targets(config: PeftConfig, base: BaseShape, limits: Limits) -> Targets:
+def resolve_targets(config: PeftConfig, base: BaseShape, limits: Limits, refusals: Refusals | None = None) -> Targets:
     """The sites that PEFT would make for this config on this base model.
+
+    Args:
+        refusals: takes what is wrong with single modules, so that the rest can be checked too. None: raise it.
 
     Raises:
         FailedPrecondition: nothing selected (ADAPTER_NO_MODULES), a selected module that LoRA cannot change
@@ -79,16 +83,20 @@ def resolve_targets(config: PeftConfig, base: BaseShape, limits: Limits) -> Targ
     """
     _check_layers_exist(config, base)
     selector = _Selector(config, limits)
-    other = next((path for path in _other_paths(base) if selector.selects(path)), None)
-    if other is not None:
-        message = f"target_modules selects {other!r}, which is no linear or embedding module; name projections only"
-        raise unfit(message, reason=MODULE_UNSUPPORTED, module=other)
+    found = refusals if refusals is not None else Refusals()
+    for other in filter(selector.selects, _other_paths(base)):
+        problem = "which is no linear or embedding module; name projections only"
+        message = f"target_modules selects {other!r}, {problem}"
+        found.add(other, f"is selected, {problem}", unfit(message, reason=MODULE_UNSUPPORTED, module=other))
     selected = {path: place for path, place in module_paths(base).items() if selector.selects(path)}
     if not selected:
+        found.raise_if_any()
         message = f"target_modules {quote(config.target_modules)} selects no module of the base model"
         raise unfit(message, reason=NO_MODULES)
     sizes = _Sizes(config, limits)
-    sites = tuple(_site(path, layer, module, sizes, limits) for path, (layer, module) in selected.items())
+    sites = tuple(_site(path, layer, module, sizes, limits, found) for path, (layer, module) in selected.items())
+    if refusals is None:
+        found.raise_if_any()
     notes = [f"target_modules names {quote(name)}: no such module here" for name in _unmatched_names(config, base)]
     return Targets(sites=sites, notes=(*notes, *sizes.notes()))
 
@@ -203,14 +211,15 @@ def _compile(field: str, patterns: Mapping[str, _Number], limits: Limits) -> lis
     return list(zip(compile_suffixes(patterns, field=field, limits=limits), patterns.values(), strict=True))
 
 
-def _site(path: str, layer: int | None, module: Module, sizes: _Sizes, limits: Limits) -> LoraSite:
+def _site(path: str, layer: int | None, module: Module, sizes: _Sizes, limits: Limits, found: Refusals) -> LoraSite:
     rank, scale = sizes.of(path)
     if rank > limits.max_rank:
-        message = f"{path} has rank {rank}; this server serves ranks up to {limits.max_rank}"
-        raise unfit(message, reason=RANK_TOO_LARGE, module=path, rank=str(rank), max_rank=str(limits.max_rank))
+        problem = f"has rank {rank}; this server serves ranks up to {limits.max_rank}"
+        figures = {"rank": str(rank), "max_rank": str(limits.max_rank)}
+        found.add(path, problem, unfit(f"{path} {problem}", reason=RANK_TOO_LARGE, module=path, **figures))
     if abs(scale) > limits.max_abs_scale:
-        message = f"{path} has scale {scale:g}; at most {limits.max_abs_scale:g} can be computed. Check lora_alpha"
-        raise malformed(message, reason=NONFINITE, module=path)
+        problem = f"has scale {scale:g}; at most {limits.max_abs_scale:g} can be computed. Check lora_alpha"
+        found.add(path, problem, malformed(f"{path} {problem}", reason=NONFINITE, module=path))
     return LoraSite(layer=layer, module=module, rank=rank, scale=scale)
 
 

@@ -1,7 +1,7 @@
 """The tensors of a PEFT file against the sites that its config selects: they must agree exactly."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from loraplex_adapters.base_embedding import equals_base_weight
@@ -19,8 +19,10 @@ from loraplex_adapters.refusal import (
     unfit,
     unsupported_feature,
 )
+from loraplex_adapters.refusals import Refusals
 from loraplex_adapters.spec import LoraSite, site_key
 from loraplex_adapters.tensor import TensorBytes
+from loraplex_contract.errors import LoraplexError
 
 _PREFIX = "base_model.model."
 _LORA_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.(lora_[AB]\.weight|lora_embedding_[AB])")
@@ -53,7 +55,9 @@ class CheckedTensors(NamedTuple):
     notes: tuple[str, ...]
 
 
-def check_tensors(found: Mapping[str, TensorBytes], sites: tuple[LoraSite, ...], base: BaseShape) -> CheckedTensors:
+def check_tensors(
+    found: Mapping[str, TensorBytes], sites: tuple[LoraSite, ...], base: BaseShape, refusals: Refusals
+) -> CheckedTensors:
     """Match ``found`` one to one with what ``sites`` need.
 
     All LoRA tensors must have one dtype: results are promised for that dtype, and PEFT writes no others.
@@ -63,15 +67,19 @@ def check_tensors(found: Mapping[str, TensorBytes], sites: tuple[LoraSite, ...],
         FailedPrecondition: a tensor that does not fit this base model or belongs to an unsupported feature.
     """
     expected = {item.name: item for site in sites for item in _expected_of(site, base)}
-    notes = [_check_extra(name, tensor, base) for name, tensor in found.items() if name not in expected]
+    extras = {name: tensor for name, tensor in found.items() if name not in expected}
+    notes = [note for name, tensor in extras.items() if (note := _check_extra(name, tensor, base, refusals))]
     for item in expected.values():
-        if item.name not in found:
-            raise _missing(item, found, expected)
-        _check_shape(item, found[item.name].shape)
-    _check_one_dtype({name: found[name] for name in expected})
-    for name in expected:
-        if not is_finite(found[name]):
-            raise malformed(f"tensor {name!r} holds NaN or infinity", reason=NONFINITE, tensor=name)
+        if item.name in found:
+            _check_shape(item, found[item.name].shape, refusals)
+        else:
+            _check_missing(item, found, expected, refusals)
+    present = {name: found[name] for name in expected if name in found}
+    _check_one_dtype(present, refusals)
+    for name, tensor in present.items():
+        if not is_finite(tensor):
+            _refuse(refusals, malformed, name, "holds NaN or infinity", reason=NONFINITE)
+    refusals.raise_if_any()
     tensors = {item.key: found[item.name] for item in expected.values()}
     if _changes_nothing(tensors, sites):
         notes.append("A or B of every site is zero: the adapter changes nothing yet")
@@ -89,81 +97,95 @@ def _expected_of(site: LoraSite, base: BaseShape) -> tuple[_Expected, _Expected]
     )
 
 
-def _check_shape(item: _Expected, shape: tuple[int, ...]) -> None:
+def _refuse(refusals: Refusals, make: Callable[..., LoraplexError], name: str, problem: str, **details: str) -> None:
+    """``name`` may be anything that a file can hold, so it is shown quoted."""
+    shown = quote(name)
+    refusals.add(name, problem, make(f"tensor {shown} {problem}", tensor=shown[1:-1], **details))
+
+
+def _check_shape(item: _Expected, shape: tuple[int, ...], refusals: Refusals) -> None:
     if shape == item.shape:
         return
-    text = f"tensor {item.name!r} has shape {list(shape)}, expected {list(item.shape)}"
+    text = f"has shape {list(shape)}, expected {list(item.shape)}"
     rank, features = shape[item.rank_dim], shape[1 - item.rank_dim]
     if features != item.shape[1 - item.rank_dim]:
-        message = f"{text}: the base model has other dimensions. Use the adapter's own base model"
-        raise unfit(message, reason=BASE_MISMATCH, tensor=item.name)
-    wanted = item.shape[item.rank_dim]
-    message = f"{text}: its rank is {rank} and the config says {wanted}. Correct r or rank_pattern"
-    raise malformed(message, tensor=item.name)
+        problem = f"{text}: the base model has other dimensions. Use the adapter's own base model"
+        _refuse(refusals, unfit, item.name, problem, reason=BASE_MISMATCH)
+    else:
+        wanted = item.shape[item.rank_dim]
+        problem = f"{text}: its rank is {rank} and the config says {wanted}. Correct r or rank_pattern"
+        _refuse(refusals, malformed, item.name, problem)
 
 
-def _check_one_dtype(tensors: Mapping[str, TensorBytes]) -> None:
-    first_name, first = next(iter(tensors.items()))
+def _check_one_dtype(tensors: Mapping[str, TensorBytes], refusals: Refusals) -> None:
+    first_name, first = next(iter(tensors.items()), ("", None))
     for name, tensor in tensors.items():
-        if tensor.dtype != first.dtype:
-            message = f"{first_name!r} is {first.dtype} and {name!r} is {tensor.dtype}; convert all to one dtype"
-            raise unfit(message, reason=DTYPE_UNSUPPORTED, tensor=name)
+        if first is not None and tensor.dtype != first.dtype:
+            problem = f"is {tensor.dtype} and {quote(first_name)} is {first.dtype}; convert all to one dtype"
+            _refuse(refusals, unfit, name, problem, reason=DTYPE_UNSUPPORTED)
 
 
-def _missing(item: _Expected, found: Mapping[str, TensorBytes], expected: Mapping[str, _Expected]) -> Exception:
+def _check_missing(
+    item: _Expected, found: Mapping[str, TensorBytes], expected: Mapping[str, _Expected], refusals: Refusals
+) -> None:
     partner_key = item.key[:-1] + ("B" if item.key.endswith("A") else "A")
     partner = next(other.name for other in expected.values() if other.key == partner_key)
     if partner in found:
-        return malformed(f"tensor {item.name!r} is missing, its partner {partner!r} is there", tensor=item.name)
+        _refuse(refusals, malformed, item.name, f"is missing, its partner {partner!r} is there")
+        return
     layer = _LAYER_PATH.match(item.name.removeprefix(_PREFIX))
     if layer is not None and not any(name.startswith(f"{_PREFIX}{layer.group()}") for name in found):
-        message = (
-            f"tensor {item.name!r} is missing: the adapter has no tensors for layer {layer['layer']}, the base does"
-        )
-        return unfit(message, reason=BASE_MISMATCH, tensor=item.name)
-    message = f"tensor {item.name!r} is missing, and target_modules selects its module. Correct target_modules"
-    return malformed(message, tensor=item.name)
+        problem = f"is missing: the adapter has no tensors for layer {layer['layer']}, the base does"
+        _refuse(refusals, unfit, item.name, problem, reason=BASE_MISMATCH)
+        return
+    problem = "is missing, and target_modules selects its module. Correct target_modules"
+    _refuse(refusals, malformed, item.name, problem)
 
 
-def _check_extra(name: str, tensor: TensorBytes, base: BaseShape) -> str:
-    """The note for a tensor that belongs to no site; raises unless it is the base's own embedding."""
+def _check_extra(name: str, tensor: TensorBytes, base: BaseShape, refusals: Refusals) -> str:
+    """The note for a tensor that belongs to no site and is the base's own embedding; empty for what is refused."""
     for module in GLOBAL_MODULES:
         path = _PREFIX + module_path(None, module)
         if name in (f"{path}.base_layer.weight", f"{path}.weight"):
-            return _check_base_copy(name, module, tensor, base)
-    raise _unexpected(name, base)
+            return _check_base_copy(name, module, tensor, base, refusals)
+    _refuse_unexpected(name, base, refusals)
+    return ""
 
 
-def _check_base_copy(name: str, module: Module, tensor: TensorBytes, base: BaseShape) -> str:
+def _check_base_copy(name: str, module: Module, tensor: TensorBytes, base: BaseShape, refusals: Refusals) -> str:
     expected = (base.vocab_size, base.hidden_size)
     if tensor.shape != expected:
-        message = f"tensor {name!r} has shape {list(tensor.shape)}, the base model's is {list(expected)}"
-        raise unfit(f"{message}: a changed vocabulary is not supported", reason=BASE_MISMATCH, tensor=name)
+        text = f"has shape {list(tensor.shape)}, the base model's is {list(expected)}"
+        _refuse(refusals, unfit, name, f"{text}: a changed vocabulary is not supported", reason=BASE_MISMATCH)
+        return ""
     is_tied = base.tie_word_embeddings
     if base.folder is None or not equals_base_weight(base.folder, module, tensor, is_tied=is_tied):
-        message = f"tensor {name!r} is not the base model's own weight; save with save_embedding_layers=False"
-        raise unfit(f"{message} if it was not trained", reason=BASE_MISMATCH, tensor=name)
+        text = "is not the base model's own weight; save with save_embedding_layers=False if it was not trained"
+        _refuse(refusals, unfit, name, text, reason=BASE_MISMATCH)
+        return ""
     return f"{name} equals the base model's own weight and was left out"
 
 
-def _unexpected(name: str, base: BaseShape) -> Exception:
+def _refuse_unexpected(name: str, base: BaseShape, refusals: Refusals) -> None:
     for mark, field in _FEATURE_MARKS.items():
         if mark in name:
-            return unsupported_feature(field, f"tensor {quote(name)} belongs to {field}, which is not supported")
+            problem = f"belongs to {field}, which is not supported"
+            refusals.add(name, problem, unsupported_feature(field, f"tensor {quote(name)} {problem}"))
+            return
     match = _LORA_NAME.fullmatch(name)
     if match is None:
-        return malformed(f"tensor {quote(name)} is not a name that PEFT writes for LoRA", tensor=quote(name))
+        _refuse(refusals, malformed, name, "is not a name that PEFT writes for LoRA")
+        return
     path = match["path"]
     layer = _LAYER_PATH.match(path)
     if layer is not None and int(layer["layer"]) >= base.num_layers:
-        message = f"tensor {quote(name)} is for layer {layer['layer']}; the base model has {base.num_layers} layers"
-        return unfit(message, reason=BASE_MISMATCH, tensor=quote(name))
-    if path in module_paths(base):
-        message = f"tensor {quote(name)} is for a module that the config does not select. Correct target_modules"
-        return malformed(message, tensor=quote(name))
-    return unfit(
-        f"tensor {quote(name)} is for a module without LoRA support", reason=MODULE_UNSUPPORTED, tensor=quote(name)
-    )
+        problem = f"is for layer {layer['layer']}; the base model has {base.num_layers} layers"
+        _refuse(refusals, unfit, name, problem, reason=BASE_MISMATCH)
+    elif path in module_paths(base):
+        problem = "is for a module that the config does not select. Correct target_modules"
+        _refuse(refusals, malformed, name, problem)
+    else:
+        _refuse(refusals, unfit, name, "is for a module without LoRA support", reason=MODULE_UNSUPPORTED)
 
 
 def _changes_nothing(tensors: Mapping[str, TensorBytes], sites: tuple[LoraSite, ...]) -> bool:

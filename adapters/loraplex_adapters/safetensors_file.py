@@ -13,6 +13,7 @@ import safetensors
 
 from loraplex_adapters.limits import Limits
 from loraplex_adapters.refusal import DTYPE_UNSUPPORTED, FORMAT, malformed, quote, unfit
+from loraplex_adapters.refusals import Refusals
 from loraplex_adapters.regular_file import file_size, open_regular, read_exactly
 from loraplex_adapters.tensor import ITEM_BYTES, TensorBytes
 
@@ -83,19 +84,25 @@ def _parse(data: bytes, *, name: str, limits: Limits) -> dict[str, TensorBytes]:
         message = f"{name} holds {len(entries)} tensors; at most {limits.max_tensors} are accepted"
         raise malformed(message, file=name)
     tensors: dict[str, TensorBytes] = {}
+    found = Refusals()
     while entries:
         tensor_name, entry = entries.pop()  # popped, so that each copy replaces the library's own
-        tensors[tensor_name] = _checked_tensor(tensor_name, entry)
+        tensor = _checked_tensor(tensor_name, entry, found)
+        if tensor is not None:
+            tensors[tensor_name] = tensor
+    found.raise_if_any()
     return dict(reversed(tensors.items()))
 
 
-def _checked_tensor(name: str, entry: Any) -> TensorBytes:
+def _checked_tensor(name: str, entry: Any, found: Refusals) -> TensorBytes | None:
     dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
     if dtype not in ITEM_BYTES:
-        allowed = ", ".join(ITEM_BYTES)
-        message = f"tensor {quote(name)} has dtype {dtype}; supported: {allowed}. Convert it before registering"
-        raise unfit(message, reason=DTYPE_UNSUPPORTED, tensor=quote(name))
+        problem = f"has dtype {dtype}; supported: {', '.join(ITEM_BYTES)}. Convert it before registering"
+        error = unfit(f"tensor {quote(name)} {problem}", reason=DTYPE_UNSUPPORTED, tensor=quote(name))
+        found.add(name, problem, error)
+        return None
     if len(shape) != _MATRIX_DIMS:
-        message = f"tensor {quote(name)} has {len(shape)} dimensions; LoRA weights are matrices with 2"
-        raise malformed(message, tensor=quote(name))
+        problem = f"has {len(shape)} dimensions; LoRA weights are matrices with 2"
+        found.add(name, problem, malformed(f"tensor {quote(name)} {problem}", tensor=quote(name)))
+        return None
     return TensorBytes(dtype, shape, bytes(entry["data"]))

@@ -1,8 +1,12 @@
-"""Adapters as lines of text."""
+"""Adapters as lines of text, and all that one is refused for."""
+
+import contextlib
+from collections.abc import Iterator
 
 import typer
 
 from loraplex_client import Adapter
+from loraplex_contract.errors import LoraplexError
 
 
 def line_of(adapter: Adapter) -> str:
@@ -39,3 +43,21 @@ def print_adapter(adapter: Adapter) -> None:
         typer.echo(f"on {residency.worker_id}: {residency.tier} ({residency.digest[:12]})")
     if adapter.error is not None:
         typer.echo(f"failed: {adapter.error.message} [{adapter.error.reason}]")
+        print_violations(adapter.error, err=False)
+
+
+def print_violations(error: LoraplexError, *, err: bool = True) -> None:
+    """A line for each field, module and tensor, where there is more than the error itself says."""
+    if len(error.violations) > 1:
+        for violation in error.violations:
+            typer.echo(f"  {violation.field}: {violation.description}", err=err)
+
+
+@contextlib.contextmanager
+def violations_told() -> Iterator[None]:
+    """What the error's one line has no room for comes before it."""
+    try:
+        yield
+    except LoraplexError as error:
+        print_violations(error)
+        raise

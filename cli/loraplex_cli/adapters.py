@@ -21,7 +21,7 @@ from loraplex_cli.adapter_options import (
     labels_of,
     source_of,
 )
-from loraplex_cli.adapter_view import line_of, print_adapter
+from loraplex_cli.adapter_view import line_of, print_adapter, violations_told
 from loraplex_cli.console import CommandFailed
 from loraplex_cli.target import DEFAULT_TARGET, CaFile, Target, Token, UseTls, connect
 from loraplex_client import AdapterChanges
@@ -52,7 +52,7 @@ def register(
     given = source_of(source, upload_id)
     if given is None:
         raise CommandFailed("give the adapter's folder, its URI, or --upload-id")
-    with connect(target, token, ca, tls) as client:
+    with violations_told(), connect(target, token, ca, tls) as client:
         adapter = client.register_adapter(
             name,
             given,
@@ -130,7 +130,7 @@ def update(
     """Change what is given: labels (all at once), description, expiry, or the version."""
     if no_labels and label:
         raise CommandFailed("give --label or --no-labels, not both")
-    with connect(target, token, ca, tls) as client:
+    with violations_told(), connect(target, token, ca, tls) as client:
         adapter = client.update_adapter(
             name,
             source=source_of(source, upload_id),

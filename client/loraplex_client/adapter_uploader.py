@@ -12,7 +12,7 @@ from loraplex.v1 import adapter_pb2
 from loraplex_client.adapter_upload import AdapterUpload
 from loraplex_client.convert import adapter as from_adapter
 from loraplex_client.rpc_errors import errors_of
-from loraplex_contract.errors import LoraplexError, field_error
+from loraplex_contract.errors import Internal, LoraplexError, field_error
 
 FILE_NAMES: Final = ("adapter_config.json", "adapter_model.safetensors")
 UPLOAD_ID_KEY: Final = "loraplex-upload-id"
@@ -50,7 +50,7 @@ class AdapterUploader:
             try:
                 return await self._attempt()
             except LoraplexError as error:
-                if error.reason not in _PASSING or attempt == _MAX_ATTEMPTS:
+                if not _is_passing(error) or attempt == _MAX_ATTEMPTS:
                     raise
                 backoff_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)
                 await asyncio.sleep(error.retry_delay_s or backoff_s)
@@ -126,3 +126,8 @@ class AdapterUploader:
         except FileNotFoundError:
             raise field_error("folder", f"has no {name}; give a folder as PEFT saved it") from None
         return adapter_pb2.UploadHeader(file_name=name, num_bytes=num_bytes, sha256=hasher.hexdigest())
+
+
+def _is_passing(error: LoraplexError) -> bool:
+    """grpc's own core calls a message that could not be sent INTERNAL; a server's INTERNAL names an incident."""
+    return error.reason in _PASSING or (isinstance(error, Internal) and not error.metadata)

@@ -197,6 +197,18 @@ def test_the_whole_life_on_the_command_line(loraplex, tmp_path, name):
     assert loraplex("rm", name, "--if-unused") == f"removed {name}\n"
 
 
+def test_everything_that_an_adapter_is_refused_for_is_printed(loraplex, data, name):
+    folder = write_adapter(data / name, seed=22, width=48)
+    config = (folder / "adapter_config.json").read_text()
+    (folder / "adapter_config.json").write_text(config.replace('"bias": "none"', '"bias": "all"'))
+    said = loraplex("register", name, folder, "--validate-only", code=1).splitlines()
+    assert said[0].startswith("  bias: bias='all' is not supported")
+    assert said[1].startswith("  base_model.model.model.layers.{0-1}.self_attn.q_proj.lora_A.weight: has shape [2, 48]")
+    assert said[2].endswith("(and 2 more) [ADAPTER_FEATURE_UNSUPPORTED]")
+    loraplex("register", name, folder, code=1)
+    assert said[1] in loraplex("show", name)
+
+
 def test_flags_that_contradict_each_other_or_say_nothing_are_refused(loraplex, tmp_path):
     for arguments in (
         ("register", "x"),
