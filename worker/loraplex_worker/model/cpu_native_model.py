@@ -23,6 +23,8 @@ class CpuNativeModel:
     def __init__(self, kernels: Library, config: ModelConfig, weights: ModelWeights) -> None:
         """Pack the weights; they may be dropped afterwards, but for the embedding."""
         self._config = config
+        self._kernels = kernels
+        self._huge_storage = 0
         self.computes_with = f"native {kernels.level.name.lower()}"
         self._embed_tokens = weights.embed_tokens
         self._layers = DecoderLayers(
@@ -45,6 +47,7 @@ class CpuNativeModel:
         hidden = self._embed(batch)
         half = self._config.head_dim // 2
         cos, sin = self._rotary.at(batch.positions)
+        self._advise_huge(kv.storage)
         kv.open_pages(batch.slots)
         self._layers.run(
             hidden,
@@ -56,6 +59,12 @@ class CpuNativeModel:
             lora=self._lora_step(batch),
         )
         return self._logits(batch, hidden)
+
+    def _advise_huge(self, storage: Tensor) -> None:
+        """A step reads pages all over the cache; huge ones spare most of the look-ups of their addresses."""
+        if storage.data_ptr() != self._huge_storage:
+            self._huge_storage = storage.data_ptr()
+            self._kernels.advise_huge(storage.data_ptr(), storage.nbytes)
 
     def _embed(self, batch: StepBatch) -> Tensor:
         embedded = self._embed_tokens.index_select(0, batch.token_ids)
