@@ -20,12 +20,12 @@ inline int64_t segment_items(const LpxLora* lora, ShrinkItem* items) {
   return count;
 }
 
-// sums of R x Q dot products over k. Both operands are read along k.
+// R x Q dot products over k, R * Q = W of them: that of x[r] and a[q] is element r * Q + q. Both are read along k.
 template <class X, class A, int R, int Q>
-void dots(const X* const* x, const A* const* a, int64_t k, float (*out)[Q]) {
-  vf sums[R][Q];
-  for (int r = 0; r < R; ++r)
-    for (int q = 0; q < Q; ++q) sums[r][q] = zero();
+vf dots(const X* const* x, const A* const* a, int64_t k) {
+  static_assert(R * Q == W, "one vector of results");
+  vf sums[W];
+  for (int i = 0; i < W; ++i) sums[i] = zero();
   int64_t at = 0;
 #if LPX_LEVEL >= 3
   if constexpr (sizeof(X) == 2 && sizeof(A) == 2) {
@@ -34,58 +34,45 @@ void dots(const X* const* x, const A* const* a, int64_t k, float (*out)[Q]) {
       __m512i left[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) left[r] = _mm512_maskz_loadu_epi16(some, x[r] + at);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int q = 0; q < Q; ++q) {
         const __m512i right = _mm512_maskz_loadu_epi16(some, a[q] + at);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) sums[r][q] = Pairs::multiply_add(sums[r][q], left[r], right);
+        for (int r = 0; r < R; ++r) sums[r * Q + q] = Pairs::multiply_add(sums[r * Q + q], left[r], right);
       }
     }
   }
 #endif
   for (; at < k; at += W) {
     vf left[R];
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) left[r] = load_up_to(x[r] + at, k - at);
+#pragma GCC unroll 16
     for (int q = 0; q < Q; ++q) {
       const vf right = load_up_to(a[q] + at, k - at);
-      for (int r = 0; r < R; ++r) sums[r][q] = fma(left[r], right, sums[r][q]);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) sums[r * Q + q] = fma(left[r], right, sums[r * Q + q]);
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int q = 0; q < Q; ++q) out[r][q] = sum(sums[r][q]);
+  return sums_of(sums);
 }
 
-inline void put(float* to, float value) { *to = value; }
-inline void put(bf16* to, float value) {
-  bf16 whole[W];
-  store(whole, set1(value));
-  *to = whole[0];
-}
-
-template <class X, class A, class S, int R, int Q>
-void shrink_tile(const X* const* x, const A* a, int64_t k, const float* factors, S* const* out) {
-  const A* from[Q];
-  float result[R][Q];
-  for (int q = 0; q < Q; ++q) from[q] = a + q * k;
-  dots<X, A, R, Q>(x, from, k, result);
-  for (int r = 0; r < R; ++r)
-    for (int q = 0; q < Q; ++q) put(out[r] + q, result[r][q] * factors[r]);
-}
-
+// out[r][0 .. rank) = factors[r] * A x[r], and a zero behind it where rank is odd.
 template <class X, class A, class S, int R>
 void shrink_rows(const X* const* x, const A* a, int64_t rank, int64_t k, const float* factors, S* const* out) {
-  S* to[R];
-  int64_t q = 0;
-  for (; q + 4 <= rank; q += 4) {
-    for (int r = 0; r < R; ++r) to[r] = out[r] + q;
-    shrink_tile<X, A, S, R, 4>(x, a + q * k, k, factors, to);
+  constexpr int Q = W / R;
+  float spread[W];
+  for (int i = 0; i < W; ++i) spread[i] = factors[i / Q];
+  for (int64_t start = 0; start < rank; start += Q) {
+    const A* from[Q];
+    for (int64_t q = 0; q < Q; ++q) from[q] = a + smaller(start + q, rank - 1) * k;
+    S result[W];
+    store(result, mul(dots<X, A, R, Q>(x, from, k), load(spread)));
+    const int64_t count = smaller(Q, rank - start);
+    for (int r = 0; r < R; ++r) memcpy(out[r] + start, result + r * Q, sizeof(S) * static_cast<size_t>(count));
   }
-  for (; q < rank; ++q) {
-    for (int r = 0; r < R; ++r) to[r] = out[r] + q;
-    shrink_tile<X, A, S, R, 1>(x, a + q * k, k, factors, to);
-  }
-  for (int r = 0; r < R; ++r)
-    for (int64_t pad = rank; pad < round_up(rank, 2); ++pad) put(out[r] + pad, 0.0f);
+  if (rank % 2)
+    for (int r = 0; r < R; ++r) memset(out[r] + rank, 0, sizeof(S));
 }
 
 // The shrunk rows of one site for all segments: the row at position i of LpxLora::rows is at data + i * stride floats.
