@@ -48,7 +48,7 @@ class AdapterOrigins:
             async with self._uploads.finished(origin.upload_id, tenant) as folder:
                 yield folder
         elif self.is_fetched(origin):
-            async with self._remote.fetched(origin.uri) as folder:
+            async with self._remote.fetched(origin.uri, tenant) as folder:
                 yield folder
         else:
             yield self._ingest.folder_of(origin.uri)

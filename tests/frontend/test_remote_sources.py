@@ -216,7 +216,27 @@ async def test_a_caller_that_gives_up_ends_the_fetch(model_path, tmp_path, web):
         assert outcome(full) == ("RESOURCE_EXHAUSTED", "FETCHES_FULL")
         call.cancel()
         await nothing_is_left(tmp_path)
-        await until(lambda: front.frontend._remote._num_fetches == 0)
+        await until(lambda: not front.frontend._remote._num_fetches)
+
+
+async def test_a_source_that_hangs_holds_up_no_other_adapter_and_no_other_tenant(model_path, tmp_path, source, web):
+    web.answers |= {"/bad": web.hang(), "/good": files(source)}
+    slow = {"fetch_timeout_s": 60.0, "fetch_read_timeout_s": 60.0}
+    async with fetching(model_path, tmp_path, web.url, max_fetches=3, **slow) as front:
+        hanging = [register(front, f"{web.url}/bad", name=f"far-{number}") for number in range(2)]
+        async with asyncio.TaskGroup() as tasks:
+            stuck = [tasks.create_task(call) for call in hanging]
+            await until(lambda: len(web.asked) == 2)
+            async with asyncio.timeout(5):
+                assert (await front.register("near", source)).state == READY
+                full = await failure(register(front, f"{web.url}/good", name="next"))
+                assert outcome(full) == ("RESOURCE_EXHAUSTED", "FETCHES_FULL")
+                remote = front.frontend._remote
+                async with remote.fetched(f"{web.url}/good", "another tenant") as folder:
+                    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+            for task in stuck:
+                task.cancel()
+        await until(lambda: not remote._num_fetches)
 
 
 async def test_a_redirect_may_lead_where_the_allow_list_leads_only(model_path, tmp_path, source, web):

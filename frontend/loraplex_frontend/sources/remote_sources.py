@@ -1,6 +1,7 @@
 """Adapters that lie elsewhere, as folders on this machine for as long as they are needed."""
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -58,7 +59,8 @@ class RemoteSources:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
         self._connects = _connects(settings, self._is_private_allowed)
-        self._num_fetches = 0
+        self._num_fetches: collections.Counter[str] = collections.Counter()
+        """By tenant."""
         self._threads = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="fetch")
         sweep_fetch_folders(root)
 
@@ -77,7 +79,7 @@ class RemoteSources:
         return source
 
     @contextlib.asynccontextmanager
-    async def fetched(self, uri: str) -> AsyncIterator[Path]:
+    async def fetched(self, uri: str, tenant: str) -> AsyncIterator[Path]:
         """A private folder with the adapter's files, which goes when the context ends.
 
         Raises:
@@ -85,7 +87,7 @@ class RemoteSources:
                 SOURCE_TIMEOUT, SOURCE_BROKEN, ADAPTER_TOO_LARGE; FETCHES_FULL if too many are under way.
         """
         source = self.check(uri)
-        with self._counted():
+        with self._counted(tenant):
             folder = await self._run(lambda: FetchFolder(self._root))
             try:
                 await self._fetch(source, folder.path)
@@ -99,14 +101,17 @@ class RemoteSources:
         return await self._run(lambda: sweep_fetch_folders(self._root))
 
     @contextlib.contextmanager
-    def _counted(self) -> Any:
-        if self._num_fetches >= self._settings.max_fetches:
-            raise source_errors.no_room(f"{self._num_fetches} adapters are being fetched, the most at once")
-        self._num_fetches += 1
+    def _counted(self, tenant: str) -> Any:
+        """No tenant has all places, or a source that hangs would keep the others out."""
+        most = self._settings.max_fetches
+        if self._num_fetches.total() >= most or self._num_fetches[tenant] >= max(1, most - 1):
+            raise source_errors.no_room(f"{self._num_fetches.total()} adapters are being fetched, of {most} at once")
+        self._num_fetches[tenant] += 1
         try:
             yield
         finally:
-            self._num_fetches -= 1
+            self._num_fetches[tenant] -= 1
+            self._num_fetches += collections.Counter()  # drops the tenants at zero
 
     async def _fetch(self, source: SourceUri, folder: Path) -> None:
         limits = self._settings.limits
