@@ -41,7 +41,7 @@ class FrontendSettings(ProcessSettings):
     adapter_source_private_hosts: tuple[str, ...] = ()
     """Hosts of http sources that may be loopback or private addresses. Link-local ones never are."""
     max_fetches: int = Field(default=4, ge=1, le=256)
-    """Adapters that are fetched at once, one fewer for one tenant; each takes up to max_adapter_bytes of disk meanwhile."""
+    """Adapters that are fetched at once, one fewer for one tenant; each takes up to max_adapter_bytes of disk."""
     fetch_timeout_s: float = Field(default=600.0, gt=0, le=800)
     """The longest that fetching one adapter takes, whatever the source does."""
     fetch_connect_timeout_s: float = Field(default=5.0, gt=0, le=120)
