@@ -28,7 +28,7 @@ from tests.frontend.adapter_folder import write_adapter
 from tests.frontend.service import frontend_settings
 from tests.frontend.test_adapter_lifecycle import FILES, READY, Front, frontends, outcome, until
 from tests.frontend.test_inference import failure
-from tests.frontend.web_server import WebServer, endless, files, redirect, status
+from tests.frontend.web_server import WebServer, endless, files, redirect, self_signed, status
 
 TIMEOUT = ("DEADLINE_EXCEEDED", "SOURCE_TIMEOUT")
 BROKEN = ("UNAVAILABLE", "SOURCE_BROKEN")
@@ -322,6 +322,26 @@ def test_some_addresses_are_refused_though_the_operator_names_the_host(address):
 @pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "64:ff9b::808:808"])
 def test_public_addresses_are_fetched_from(address):
     AddressRules(lambda host: False).check("h", address)
+
+
+async def test_the_connection_to_a_checked_address_is_still_verified_by_name(model_path, tmp_path, source, monkeypatch):
+    authority = self_signed(tmp_path, "models.test")
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        return real("127.0.0.1" if str(host).endswith(".test") else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    private = {"adapter_source_private_hosts": ("models.test", "other.test")}
+    async with WebServer().serving(authority.server) as web:
+        web.answers["/a"] = files(source)
+        async with fetching(model_path, tmp_path, "https://", **private) as front:
+            assert await refused(front, f"https://models.test:{web.port}/a") == BROKEN, "nobody trusts its authority"
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+        async with fetching(model_path, tmp_path, "https://", **private) as front:
+            assert await refused(front, f"https://other.test:{web.port}/a") == BROKEN, "it is somebody else"
+            assert web.asked == []
+            assert (await register(front, f"https://models.test:{web.port}/a")).state == READY
 
 
 # --- the hub ---

@@ -3,9 +3,16 @@
 import asyncio
 import contextlib
 import dataclasses
+import datetime
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import unquote
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 Answer = Callable[["Asked", asyncio.StreamWriter], Awaitable[None]]
 _REASONS = {200: "OK", 206: "Partial Content", 302: "Found"}
@@ -35,8 +42,8 @@ class WebServer:
         return f"http://127.0.0.1:{self.port}"
 
     @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator["WebServer"]:
-        server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
+    async def serving(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["WebServer"]:
+        server = await asyncio.start_server(self._handle, "127.0.0.1", 0, ssl=tls)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -76,6 +83,41 @@ class WebServer:
                     return
 
         return answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Who a server is, and the file that makes clients believe it."""
+
+    server: ssl.SSLContext
+    certificate: Path
+
+
+def self_signed(folder: Path, host: str) -> Identity:
+    """For this host alone."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, private)
+    return Identity(context, certificate)
 
 
 def _parse(data: bytes) -> Asked:

@@ -1,12 +1,18 @@
 """httpcore's way to the network, through our address rules."""
 
 import asyncio
+import ssl
 from collections.abc import Iterable
 from typing import Any
 
 import httpcore2
 
 from loraplex_frontend.sources.addresses import AddressRules
+
+
+def tls_context() -> ssl.SSLContext:
+    """Verifies against the system's roots, or the file that SSL_CERT_FILE names."""
+    return httpcore2.default_ssl_context()
 
 
 class CheckedBackend(httpcore2.AsyncNetworkBackend):

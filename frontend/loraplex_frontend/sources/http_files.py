@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ OnAnswer = Callable[[HttpUrl, Mapping[str, str]], None]
 class HttpFiles:
     """
     Args:
+        tls: made once, since reading the system's roots would hold up the event loop.
         may_follow: whether a redirect may lead to this address.
         headers_for: sent with the request to this address, e.g. credentials for one host alone.
     """
@@ -31,11 +33,13 @@ class HttpFiles:
         self,
         *,
         rules: AddressRules,
+        tls: ssl.SSLContext,
         limits: SourceLimits,
         may_follow: Callable[[HttpUrl], bool],
         headers_for: Callable[[HttpUrl], Mapping[str, str]] = lambda url: {},
     ) -> None:
         self._rules = rules
+        self._tls = tls
         self._limits = limits
         self._may_follow = may_follow
         self._headers_for = headers_for
@@ -54,7 +58,10 @@ class HttpFiles:
             with transport_errors():
                 backend = CheckedBackend(self._rules)
                 pool = httpcore2.AsyncConnectionPool(
-                    network_backend=backend, max_connections=1, max_keepalive_connections=0
+                    ssl_context=self._tls,
+                    network_backend=backend,
+                    max_connections=1,
+                    max_keepalive_connections=0,
                 )
                 await closing.enter_async_context(pool)
                 for _ in range(self._limits.max_redirects + 1):

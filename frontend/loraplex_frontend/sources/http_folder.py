@@ -1,5 +1,6 @@
 """An adapter in a folder of a web server."""
 
+import ssl
 from contextlib import AbstractAsyncContextManager
 
 from loraplex_contract.errors import InvalidArgument
@@ -15,10 +16,12 @@ from loraplex_frontend.sources.source_uri import SourceUri
 class HttpFolder:
     """Redirects lead to what the allow-list covers, or nowhere."""
 
-    def __init__(self, uri: SourceUri, *, allowed: AllowList, rules: AddressRules, limits: SourceLimits) -> None:
+    def __init__(
+        self, uri: SourceUri, *, allowed: AllowList, rules: AddressRules, tls: ssl.SSLContext, limits: SourceLimits
+    ) -> None:
         self._uri = uri
         self._allowed = allowed
-        self._files = HttpFiles(rules=rules, limits=limits, may_follow=self._may_follow)
+        self._files = HttpFiles(rules=rules, tls=tls, limits=limits, may_follow=self._may_follow)
 
     def open(self, file_name: str) -> AbstractAsyncContextManager[OpenedFile]:
         return self._files.open(url_of(self._uri, file_name), file_name)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import re
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 from urllib.parse import quote
@@ -38,14 +39,16 @@ class HubSettings:
 class HubFolder:
     """One repository at one commit."""
 
-    def __init__(self, uri: SourceUri, *, hub: HubSettings, rules: AddressRules, limits: SourceLimits) -> None:
+    def __init__(
+        self, uri: SourceUri, *, hub: HubSettings, rules: AddressRules, tls: ssl.SSLContext, limits: SourceLimits
+    ) -> None:
         self._uri = uri
         self._hub = hub
         self._endpoint = parse_http_url(hub.endpoint)
         self._revision = uri.revision or _DEFAULT_REVISION
         self._sha256 = ""
         self._files = HttpFiles(
-            rules=rules, limits=limits, may_follow=self._may_follow, headers_for=self._credentials_for
+            rules=rules, tls=tls, limits=limits, may_follow=self._may_follow, headers_for=self._credentials_for
         )
 
     @contextlib.asynccontextmanager

@@ -154,21 +154,24 @@ def _connects(settings: RemoteSettings, is_private_allowed: Callable[[str], bool
 
 def _web_connects(settings: RemoteSettings, is_private_allowed: Callable[[str], bool]) -> dict[str, Connect]:
     try:
+        from loraplex_frontend.sources.checked_backend import tls_context
         from loraplex_frontend.sources.http_folder import HttpFolder
         from loraplex_frontend.sources.hub_folder import HubFolder, HubSettings
     except ModuleNotFoundError as error:
         raise _missing("hf://, http:// and https://", error) from None
     hub = HubSettings(endpoint=settings.hf_endpoint, token=settings.hf_token, redirect_hosts=settings.hf_redirect_hosts)
-    limits = settings.limits
-
+    limits, tls = settings.limits, tls_context()
     endpoint = parse_http_url(settings.hf_endpoint).host
     hub_rules = AddressRules(lambda host: host == endpoint or is_private_allowed(host))
     web_rules = AddressRules(is_private_allowed)
 
     def web(uri: SourceUri) -> SourceFolder:
-        return HttpFolder(uri, allowed=settings.allowed, rules=web_rules, limits=limits)
+        return HttpFolder(uri, allowed=settings.allowed, rules=web_rules, tls=tls, limits=limits)
 
-    return {HF: lambda uri: HubFolder(uri, hub=hub, rules=hub_rules, limits=limits), **dict.fromkeys(HTTP, web)}
+    def repository(uri: SourceUri) -> SourceFolder:
+        return HubFolder(uri, hub=hub, rules=hub_rules, tls=tls, limits=limits)
+
+    return {HF: repository, **dict.fromkeys(HTTP, web)}
 
 
 def _object_connects(settings: RemoteSettings) -> dict[str, Connect]:
