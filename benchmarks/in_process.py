@@ -37,22 +37,29 @@ def load_engine(model: Path, adapters: Sequence[Path], store: Path) -> Engine:
 def run(engine: Engine, requests: Sequence[Request]) -> float:
     """Seconds from the first admission to the last token, all requests at once, greedy, fixed lengths."""
     start = time.perf_counter()
-    for number, request in enumerate(requests, start=1):
-        engine.apply(_admit(number, request))
-    num_tokens = 0
-    while (report := engine.step()) is not None:
-        num_tokens += sum(len(emission.token_ids) for emission in report.emissions)
-    assert num_tokens == len(requests) * NUM_OUTPUT_TOKENS, num_tokens
+    generate(engine, requests, num_output_tokens=NUM_OUTPUT_TOKENS)
     return time.perf_counter() - start
 
 
-def _admit(number: int, request: Request) -> Admit:
+def generate(engine: Engine, requests: Sequence[Request], *, num_output_tokens: int) -> list[list[int]]:
+    """The output tokens of each request, all at once, greedy, fixed lengths."""
+    for number, request in enumerate(requests):
+        engine.apply(_admit(number + 1, request, num_output_tokens))
+    outputs: list[list[int]] = [[] for _ in requests]
+    while (report := engine.step()) is not None:
+        for emission in report.emissions:
+            outputs[emission.sequence_id - 1] += emission.token_ids
+    assert all(len(tokens) == num_output_tokens for tokens in outputs)
+    return outputs
+
+
+def _admit(number: int, request: Request, num_output_tokens: int) -> Admit:
     weights = () if request.adapter is None else (AdapterWeight(digest=str(request.adapter), weight=1.0),)
     return Admit(
         sequence_id=number,
         prompt_ids=request.prompt_ids,
         adapters=weights,
         sampling=Sampling(),
-        stop=Stop(max_tokens=NUM_OUTPUT_TOKENS),
-        grant_tokens=NUM_OUTPUT_TOKENS,
+        stop=Stop(max_tokens=num_output_tokens),
+        grant_tokens=num_output_tokens,
     )

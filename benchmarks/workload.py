@@ -16,11 +16,13 @@ class Request:
     """Number of the adapter; None = base model."""
 
 
-def p1(num_adapters: int, *, vocab_size: int, seed: int = 42) -> list[Request]:
+def p1(
+    num_adapters: int, *, vocab_size: int, seed: int = 42, num_prompt_tokens: int = NUM_PROMPT_TOKENS
+) -> list[Request]:
     """The same prompts whatever the number of adapters."""
     generator = random.Random(seed)
     requests = []
     for number in range(NUM_REQUESTS):
-        ids = tuple(generator.randrange(100, vocab_size) for _ in range(NUM_PROMPT_TOKENS))
+        ids = tuple(generator.randrange(100, vocab_size) for _ in range(num_prompt_tokens))
         requests.append(Request(prompt_ids=ids, adapter=number % num_adapters if num_adapters else None))
     return requests
