@@ -11,7 +11,7 @@ PROTOS := $(sort $(wildcard proto/loraplex/*/v1/*.proto proto/loraplex/v1/*.prot
 # A folder named like a package on PyPI must never shadow it.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo serve test check proto lock bench bench-peers simulate soak turn fmt clean
+.PHONY: help demo serve test check proto lock bench bench-peers simulate soak kills turn fmt clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -76,6 +76,9 @@ simulate: $(VENV)/.dev ## every scheduling policy on every workload, without a G
 
 soak: $(VENV)/.dev ## workers killed and frozen fifty times under load: no token lost, doubled or changed
 	PYTHONPATH=. $(BIN)/python -m tests.faults.soak --blows 50
+
+kills: $(VENV)/.dev ## a frontend killed two hundred times at each commit point of a registration
+	PYTHONPATH=. $(BIN)/python -m tests.adapters.commit_points --kills 200
 
 turn: $(VENV)/.dev ## what one report costs the scheduler, with 1,000 to 100,000 requests queued
 	PYTHONPATH=. $(BIN)/python -m benchmarks.scheduler_turn

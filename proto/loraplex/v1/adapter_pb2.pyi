@@ -361,7 +361,9 @@ class RegisterAdapterRequest(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     uri: _builtins.str
-    """"file:///folder" with adapter_config.json and adapter_model.safetensors, below a root that the operator allows."""
+    """A folder with adapter_config.json and adapter_model.safetensors: "file:///folder" below a root, or "hf://org/name",
+    "s3://", "gs://", "az://", "https://" below an entry, that the operator allows.
+    """
     upload_id: _builtins.str
     """Of an UploadAdapter whose files are complete. It is gone once it is registered."""
     allow_update: _builtins.bool
