@@ -19,7 +19,7 @@ NUM_QUIET = 5
 NUM_ROUNDS = 5
 MAX_SEQUENCES = 64
 MAX_SLOWDOWN = 4.0
-"""The goal is 2. Measured on two cores, which client, service and flood share: 1.7 to 2.2; first come, first served: 31."""
+"""The goal is 2. Measured on two cores, which client, service and flood share: 1.7 to 2.2. By order of arrival: 31."""
 PROMPT = "one two three four five six seven eight " * 120
 """960 tokens: what a quiet tenant waits for is mostly the computing of its prompts, also when it is alone."""
 
