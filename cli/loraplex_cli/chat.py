@@ -1,10 +1,9 @@
 """``loraplex chat``: a conversation in the terminal."""
 
-import contextlib
-
 import typer
 
 from loraplex_cli.console import describe
+from loraplex_cli.interrupt import Interrupt
 from loraplex_cli.sampling_options import AdapterName, MaxTokens, MinP, Seed, Temperature, TopK, TopP
 from loraplex_cli.target import DEFAULT_TARGET, CaFile, Target, Token, UseTls, connect
 from loraplex_client import Chat, ChatMessage, Client, SamplingParams
@@ -56,12 +55,14 @@ def _answer(client: Client, sampling: SamplingParams, adapter: str | None, histo
     parts: list[str] = []
     try:
         with (
-            contextlib.suppress(KeyboardInterrupt),
+            Interrupt() as interrupt,
             client.stream(Chat(messages=tuple(history)), sampling, adapter=adapter) as stream,
         ):
             for delta in stream:
                 parts.append(delta.text)
                 typer.echo(delta.text, nl=False)
+                if interrupt.is_set:
+                    break
     except LoraplexError as error:
         history.pop()
         typer.echo(f"error: {describe(error)}", err=True)
