@@ -113,10 +113,11 @@ QUOTA_REASONS: Final = frozenset({"TENANT_QUOTA", "QUOTA_EXCEEDED"})
 
 
 def _bad_request(violations: tuple[errors.FieldViolation, ...]) -> error_details_pb2.BadRequest:
-    """As many violations as leave room for the rest of the status."""
+    """As many violations as leave room for the rest of the status; the last entry counts those left out."""
     bad = error_details_pb2.BadRequest()
-    for violation in violations:
+    for index, violation in enumerate(violations):
         if bad.ByteSize() > MAX_STATUS_BYTES // 2:
+            bad.field_violations.add(field="...", description=f"{len(violations) - index} more are not listed")
             break
         bad.field_violations.add(field=violation.field[:128], description=violation.description[:512])
     return bad

@@ -68,6 +68,17 @@ def test_a_status_never_outgrows_the_trailers(count, length):
     assert status.error_from_status(built).reason == "SOME_REASON"
 
 
+@given(count=st.integers(1, 400), length=st.integers(0, 2000))
+def test_violations_that_do_not_fit_are_counted(count, length):
+    violation = errors.FieldViolation(field="f" * 50, description="d" * length)
+    sent = make(errors.InvalidArgument, "m", violations=(violation,) * count)
+    *listed, last = status.error_from_status(status.status_of(sent)).violations
+    if len(listed) + 1 == count:
+        assert last.field == violation.field
+    else:
+        assert last.description == f"{count - len(listed)} more are not listed"
+
+
 def test_quota_errors_carry_quota_failure_and_retry_info():
     error = errors.ResourceExhausted("over quota", reason="TENANT_QUOTA", retry_delay_s=1.5)
     details = status.status_of(error).details
