@@ -7,7 +7,7 @@ from loraplex_adapters.base_shape import BaseShape
 from loraplex_adapters.digest import adapter_digest, payload_digest
 from loraplex_adapters.limits import Limits
 from loraplex_adapters.peft_folder import ParsedAdapter, parse_peft_folder
-from loraplex_adapters.spec import KIND_LORA, AdapterSpec, LoraSite, site_key
+from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key, tensor_names
 from loraplex_adapters.store import AdapterStore
 from loraplex_contract.errors import InvalidArgument
 
@@ -22,7 +22,7 @@ class SiteReport:
     scale: float
     dtype: str
     num_bytes: int
-    """Of A and B together."""
+    """Of all its tensors together."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +79,10 @@ def ingest(
 
 
 def _spec_of(parsed: ParsedAdapter) -> AdapterSpec:
+    kind = parsed.sites[0].kind
     num_bytes = sum(len(tensor.data) for tensor in parsed.tensors.values())
     digest = adapter_digest(
-        kind=KIND_LORA,
+        kind=kind,
         dtype=parsed.dtype,
         num_bytes=num_bytes,
         sites=parsed.sites,
@@ -89,7 +90,7 @@ def _spec_of(parsed: ParsedAdapter) -> AdapterSpec:
     )
     return AdapterSpec(
         digest=digest,
-        kind=KIND_LORA,
+        kind=kind,
         sites=parsed.sites,
         dtype=parsed.dtype,
         num_bytes=num_bytes,
@@ -99,6 +100,5 @@ def _spec_of(parsed: ParsedAdapter) -> AdapterSpec:
 
 
 def _site_report(site: LoraSite, parsed: ParsedAdapter) -> SiteReport:
-    key = site_key(site)
-    num_bytes = sum(len(parsed.tensors[f"{key}.{part}"].data) for part in "AB")
-    return SiteReport(key=key, rank=site.rank, scale=site.scale, dtype=parsed.dtype, num_bytes=num_bytes)
+    num_bytes = sum(len(parsed.tensors[name].data) for name in tensor_names(site))
+    return SiteReport(key=site_key(site), rank=site.rank, scale=site.scale, dtype=parsed.dtype, num_bytes=num_bytes)

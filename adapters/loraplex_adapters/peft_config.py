@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loraplex_adapters.json_document import parse_json_object
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.limits import Limits
 from loraplex_adapters.name_suffix import is_plain
 from loraplex_adapters.peft_fields import check_fields
@@ -27,6 +28,7 @@ class PeftConfig:
     r: int
     lora_alpha: int | float
     use_rslora: bool
+    kind: AdapterKind
     rank_pattern: Mapping[str, int]
     """In file order: PEFT takes the first pattern that matches."""
     alpha_pattern: Mapping[str, int | float]
@@ -62,6 +64,7 @@ def parse_peft_config(data: bytes, limits: Limits, refusals: Refusals | None = N
         r=_rank("r", document.get("r", _PEFT_DEFAULT_RANK)),
         lora_alpha=_alpha("lora_alpha", document.get("lora_alpha", _PEFT_DEFAULT_ALPHA)),
         use_rslora=_flag("use_rslora", document.get("use_rslora")),
+        kind=_kind(document),
         rank_pattern={key: _rank("rank_pattern", rank) for key, rank in _patterns("rank_pattern", document, limits)},
         alpha_pattern={key: _alpha("alpha_pattern", a) for key, a in _patterns("alpha_pattern", document, limits)},
         target_modules=_names_or_pattern("target_modules", document.get("target_modules"), limits),
@@ -72,6 +75,14 @@ def parse_peft_config(data: bytes, limits: Limits, refusals: Refusals | None = N
     )
     _check_layer_selection(document, config)
     return config
+
+
+def _kind(document: Mapping[str, Any]) -> AdapterKind:
+    if not _flag("lora_bias", document.get("lora_bias")):
+        return AdapterKind.LORA
+    if type(init := document.get("init_lora_weights", True)) is not bool:
+        raise malformed(f"lora_bias needs init_lora_weights true or false, got {quote(init)}", field="lora_bias")
+    return AdapterKind.LORA_BIAS
 
 
 def _check_layer_selection(document: Mapping[str, Any], config: PeftConfig) -> None:

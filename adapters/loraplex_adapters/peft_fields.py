@@ -24,6 +24,7 @@ HONOURED: Final = frozenset(
         "exclude_modules",
         "layers_to_transform",
         "layers_pattern",
+        "lora_bias",
     }
 )
 
@@ -54,7 +55,6 @@ _HARMLESS: Final[Mapping[str, Callable[[object], bool]]] = {
 
 _REFUSED: Final[Mapping[str, Callable[[object], bool]]] = {
     "use_dora": _is_one_of(None, False),
-    "lora_bias": _is_one_of(None, False),
     "bias": _is_one_of(None, "none"),
     "fan_in_fan_out": _is_one_of(None, False),
     "modules_to_save": _is_one_of(None, []),

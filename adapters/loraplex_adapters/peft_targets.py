@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from loraplex_adapters.base_shape import BaseShape
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.limits import Limits
 from loraplex_adapters.module import ATTENTION_MODULES, GLOBAL_MODULES, LAYER_MODULES, Module
 from loraplex_adapters.name_suffix import NameSuffix, RegexSuffix, compile_suffixes
@@ -22,6 +23,7 @@ from loraplex_adapters.refusal import (
     malformed,
     quote,
     unfit,
+    unsupported_feature,
 )
 from loraplex_adapters.refusals import Refusals
 from loraplex_adapters.spec import LoraSite
@@ -179,6 +181,10 @@ class _Sizes:
         self._used: set[tuple[str, str]] = set()
         self._ambiguity: str | None = None
 
+    @property
+    def kind(self) -> AdapterKind:
+        return self._config.kind
+
     def of(self, path: str) -> tuple[int, float]:
         """(rank, scale)."""
         ranks = self._matches("rank_pattern", self._ranks, path)
@@ -220,7 +226,10 @@ def _site(path: str, layer: int | None, module: Module, sizes: _Sizes, limits: L
     if abs(scale) > limits.max_abs_scale:
         problem = f"has scale {scale:g}; at most {limits.max_abs_scale:g} can be computed. Check lora_alpha"
         found.add(path, problem, malformed(f"{path} {problem}", reason=NONFINITE, module=path))
-    return LoraSite(layer=layer, module=module, rank=rank, scale=scale)
+    if sizes.kind is AdapterKind.LORA_BIAS and module is Module.EMBED_TOKENS:
+        problem = "is not supported for embed_tokens, and target_modules selects it"  # not by PEFT either
+        found.add("lora_bias", problem, unsupported_feature("lora_bias", f"lora_bias {problem}"))
+    return LoraSite(layer=layer, module=module, rank=rank, scale=scale, kind=sizes.kind)
 
 
 def _check_layers_exist(config: PeftConfig, base: BaseShape) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from loraplex_adapters.base_embedding import equals_base_weight
 from loraplex_adapters.base_shape import BaseShape
 from loraplex_adapters.finite import is_finite, is_zero
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.module import GLOBAL_MODULES, Module
 from loraplex_adapters.peft_targets import module_path, module_paths
 from loraplex_adapters.refusal import (
@@ -29,23 +30,24 @@ _LORA_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.(lora_[AB]\.weight|lo
 _LAYER_PATH = re.compile(r"model\.layers\.(?P<layer>\d{1,9})\.")
 _FEATURE_MARKS = {
     "lora_magnitude_vector": "use_dora",
-    "lora_B.bias": "lora_bias",
     "lora_embedding_bias": "lora_bias",
     "modules_to_save": "modules_to_save",
     "trainable_tokens": "trainable_token_indices",
     "lora_diag": "kasa_config",
 }
-"""Part of a tensor name -> the LoraConfig field that makes PEFT write it."""
+"""Part of a tensor name -> the LoraConfig field, not supported, that makes PEFT write it."""
+_SWITCHED_BY = {"lora_B.bias": "lora_bias"}
+"""End of a tensor name -> the LoraConfig field, supported, that makes PEFT write it."""
 
 
 class _Expected(NamedTuple):
     name: str
     """In the PEFT file."""
     key: str
-    """Ours: ``<site key>.A`` or ``<site key>.B``."""
-    shape: tuple[int, int]
-    rank_dim: int
-    """Which of the two dimensions is the rank."""
+    """Ours; see ``tensor_names``."""
+    shape: tuple[int, ...]
+    rank_dim: int | None
+    """Which of two dimensions is the rank; None where it is no matrix."""
 
 
 class CheckedTensors(NamedTuple):
@@ -86,15 +88,18 @@ def check_tensors(
     return CheckedTensors(tensors, tuple(notes))
 
 
-def _expected_of(site: LoraSite, base: BaseShape) -> tuple[_Expected, _Expected]:
+def _expected_of(site: LoraSite, base: BaseShape) -> tuple[_Expected, ...]:
     path, key = _PREFIX + module_path(site.layer, site.module), site_key(site)
     in_features, out_features = base.features(site.module)
     is_embedding = site.module is Module.EMBED_TOKENS
     name_a, name_b = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
-    return (
+    expected = [
         _Expected(f"{path}.{name_a}", f"{key}.A", (site.rank, in_features), 0),
         _Expected(f"{path}.{name_b}", f"{key}.B", (out_features, site.rank), 1),
-    )
+    ]
+    if site.kind is AdapterKind.LORA_BIAS:
+        expected.append(_Expected(f"{path}.lora_B.bias", f"{key}.bias", (out_features,), None))
+    return tuple(expected)
 
 
 def _refuse(refusals: Refusals, make: Callable[..., LoraplexError], name: str, problem: str, **details: str) -> None:
@@ -107,6 +112,13 @@ def _check_shape(item: _Expected, shape: tuple[int, ...], refusals: Refusals) ->
     if shape == item.shape:
         return
     text = f"has shape {list(shape)}, expected {list(item.shape)}"
+    if len(shape) != len(item.shape):
+        _refuse(refusals, malformed, item.name, f"{text}: it has {len(shape)} dimensions")
+        return
+    if item.rank_dim is None:
+        problem = f"{text}: the base model has other dimensions. Use the adapter's own base model"
+        _refuse(refusals, unfit, item.name, problem, reason=BASE_MISMATCH)
+        return
     rank, features = shape[item.rank_dim], shape[1 - item.rank_dim]
     if features != item.shape[1 - item.rank_dim]:
         problem = f"{text}: the base model has other dimensions. Use the adapter's own base model"
@@ -128,9 +140,10 @@ def _check_one_dtype(tensors: Mapping[str, TensorBytes], refusals: Refusals) -> 
 def _check_missing(
     item: _Expected, found: Mapping[str, TensorBytes], expected: Mapping[str, _Expected], refusals: Refusals
 ) -> None:
-    partner_key = item.key[:-1] + ("B" if item.key.endswith("A") else "A")
-    partner = next(other.name for other in expected.values() if other.key == partner_key)
-    if partner in found:
+    site = item.key.rpartition(".")[0]
+    partners = [other.name for other in expected.values() if other.key.rpartition(".")[0] == site]
+    partner = next((name for name in partners if name in found), None)
+    if partner is not None:
         _refuse(refusals, malformed, item.name, f"is missing, its partner {partner!r} is there")
         return
     layer = _LAYER_PATH.match(item.name.removeprefix(_PREFIX))
@@ -171,6 +184,10 @@ def _refuse_unexpected(name: str, base: BaseShape, refusals: Refusals) -> None:
         if mark in name:
             problem = f"belongs to {field}, which is not supported"
             refusals.add(name, problem, unsupported_feature(field, f"tensor {quote(name)} {problem}"))
+            return
+    for end, field in _SWITCHED_BY.items():
+        if name.endswith(f".{end}"):
+            _refuse(refusals, malformed, name, f"belongs to {field}, which the config does not switch on")
             return
     match = _LORA_NAME.fullmatch(name)
     if match is None:

@@ -18,7 +18,7 @@ from loraplex_adapters.regular_file import file_size, open_regular, read_exactly
 from loraplex_adapters.tensor import ITEM_BYTES, TensorBytes
 
 _LENGTH_BYTES = 8
-_MATRIX_DIMS = 2
+_MAX_DIMS = 2
 _FOREIGN_MAGIC = {b"PK\x03\x04": "a zip archive (torch.save)", b"GGUF": "a GGUF file", b"\x80": "a pickle"}
 
 
@@ -101,8 +101,8 @@ def _checked_tensor(name: str, entry: Any, found: Refusals) -> TensorBytes | Non
         error = unfit(f"tensor {quote(name)} {problem}", reason=DTYPE_UNSUPPORTED, tensor=quote(name))
         found.add(name, problem, error)
         return None
-    if len(shape) != _MATRIX_DIMS:
-        problem = f"has {len(shape)} dimensions; LoRA weights are matrices with 2"
+    if not 1 <= len(shape) <= _MAX_DIMS:
+        problem = f"has {len(shape)} dimensions; LoRA weights have 2, and biases 1"
         found.add(name, problem, malformed(f"tensor {quote(name)} {problem}", tensor=quote(name)))
         return None
     return TensorBytes(dtype, shape, bytes(entry["data"]))

@@ -7,11 +7,11 @@ import math
 import re
 from typing import Any
 
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.module import GLOBAL_MODULES, Module
 from loraplex_adapters.tensor import ITEM_BYTES
 from loraplex_contract.errors import DataLoss
 
-KIND_LORA = "lora"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -30,6 +30,7 @@ class LoraSite:
     rank: int
     scale: float
     """PEFT's effective scaling of this site: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    kind: AdapterKind = AdapterKind.LORA
 
     def __post_init__(self) -> None:
         if (self.layer is None) != (self.module in GLOBAL_MODULES) or (self.layer or 0) < 0:
@@ -42,9 +43,14 @@ def site_key(site: LoraSite) -> str:
     """Name of a site: ``layers.3.q_proj``, ``embed_tokens`` or ``lm_head``.
 
     Its tensors are ``<key>.A`` [rank, in_features] and ``<key>.B`` [out_features, rank];
-    for embed_tokens A is [rank, vocab_size] and B is [hidden_size, rank].
+    for embed_tokens A is [rank, vocab_size] and B is [hidden_size, rank]. ``<key>.bias`` is [out_features].
     """
     return site.module.value if site.layer is None else f"layers.{site.layer}.{site.module.value}"
+
+
+def tensor_names(site: LoraSite) -> tuple[str, ...]:
+    """Of the site's tensors, in the order in which they are stored."""
+    return tuple(f"{site_key(site)}.{part}" for part in site.kind.parts)
 
 
 def site_order(site: LoraSite) -> tuple[int, int]:
@@ -59,8 +65,8 @@ class AdapterSpec:
 
     digest: str
     """SHA-256 over the canonical form of sites and tensors, 64 hex digits (see ``digest.py``)."""
-    kind: str
-    """Always ``lora`` today; rsLoRA differs from LoRA only in the scale of its sites."""
+    kind: AdapterKind
+    """Of every site."""
     sites: tuple[LoraSite, ...]
     """Sorted by ``site_order``; never empty, no site twice."""
     dtype: str
@@ -76,9 +82,16 @@ class AdapterSpec:
             raise ValueError("digest, sites and num_bytes are required")
         if self.max_rank != max(site.rank for site in self.sites):
             raise ValueError("max_rank is not the largest rank of the sites")
+        if any(site.kind is not self.kind for site in self.sites):
+            raise ValueError("every site is of the adapter's kind")
         order = [site_order(site) for site in self.sites]
         if any(left >= right for left, right in itertools.pairwise(order)):
             raise ValueError("sites must be sorted and unique")
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all tensors together: what a worker's pages are counted from."""
+        return self.num_bytes // ITEM_BYTES[self.dtype]
 
     def to_json(self) -> str:
         """One line of JSON; scales as hexadecimal floats, so that they come back bit for bit."""
@@ -106,18 +119,19 @@ def _spec_from_document(document: Any) -> AdapterSpec:
     for name, kind in (("digest", str), ("base_model_name", str), ("num_bytes", int), ("max_rank", int)):
         if type(document[name]) is not kind:
             raise TypeError(name)
-    if document["kind"] != KIND_LORA or document["dtype"] not in ITEM_BYTES:
-        raise ValueError("unknown kind or dtype")
-    sites = tuple(_site_from_entry(*entry) for entry in document["sites"])
-    return AdapterSpec(**{**document, "sites": sites})
+    adapter_kind = AdapterKind(document["kind"])
+    if document["dtype"] not in ITEM_BYTES:
+        raise ValueError("unknown dtype")
+    sites = tuple(_site_from_entry(*entry, kind=adapter_kind) for entry in document["sites"])
+    return AdapterSpec(**{**document, "kind": adapter_kind, "sites": sites})
 
 
-def _site_from_entry(key: str, rank: int, scale_hex: str) -> LoraSite:
+def _site_from_entry(key: str, rank: int, scale_hex: str, *, kind: AdapterKind) -> LoraSite:
     if type(rank) is not int:
         raise TypeError("rank")
     prefix, _, name = key.rpartition(".")
     layer = int(prefix.removeprefix("layers.")) if prefix else None
-    site = LoraSite(layer=layer, module=Module(name), rank=rank, scale=float.fromhex(scale_hex))
+    site = LoraSite(layer=layer, module=Module(name), rank=rank, scale=float.fromhex(scale_hex), kind=kind)
     if site_key(site) != key:
         raise ValueError("site key is not canonical")
     return site

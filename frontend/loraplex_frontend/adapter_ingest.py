@@ -76,8 +76,8 @@ class AdapterIngest:
         return deleted
 
     def num_parameters(self, report: IngestReport) -> int:
-        """Numbers in all A and B: what a worker's pages are counted from."""
-        return sum(site.rank * sum(self._base.features(site.module)) for site in report.spec.sites)
+        """Numbers in all tensors: what a worker's pages are counted from."""
+        return report.spec.num_parameters
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)

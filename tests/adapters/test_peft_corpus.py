@@ -21,6 +21,7 @@ from tests.adapters.adapter_folder import write_folder
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraplex_adapters.base_shape import BaseShape
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.limits import Limits
 from loraplex_adapters.module import Module
 from loraplex_adapters.peft_fields import REFUSED
@@ -193,18 +194,22 @@ def _parsed(folder: Path, shape: BaseShape) -> tuple[set[str], ParsedAdapter | N
 
 @torch.no_grad()
 def _served(base: Any, parsed: ParsedAdapter) -> torch.Tensor:
-    """Logits of what we would serve: the base's weights plus scale · B·A of every site, and nothing else."""
+    """Logits of what we would serve: the base's weights plus scale · B·A of every site and its bias, nothing else."""
     weights = {}
+    base = copy.deepcopy(base)
     for site in parsed.sites:
-        a, b = (_matrix(parsed, f"{site_key(site)}.{part}") for part in "AB")
+        a, b = (_values(parsed, f"{site_key(site)}.{part}") for part in "AB")
         name = f"{module_path(site.layer, site.module)}.weight"
         delta = site.scale * (b @ a)
+        if site.kind is AdapterKind.LORA_BIAS:
+            linear = base.get_submodule(module_path(site.layer, site.module))
+            linear.bias = torch.nn.Parameter(site.scale * _values(parsed, f"{site_key(site)}.bias"))
         weights[name] = base.get_parameter(name) + (delta.T if site.module is Module.EMBED_TOKENS else delta)
-    logits: torch.Tensor = torch.func.functional_call(base, weights, (TOKENS,)).logits
-    return logits
+    result: torch.Tensor = torch.func.functional_call(base, weights, (TOKENS,)).logits
+    return result
 
 
-def _matrix(parsed: ParsedAdapter, key: str) -> torch.Tensor:
+def _values(parsed: ParsedAdapter, key: str) -> torch.Tensor:
     dtype, shape, data = parsed.tensors[key]
     assert dtype == "F32"
     return torch.from_numpy(np.frombuffer(data, "<f4").reshape(shape).copy())

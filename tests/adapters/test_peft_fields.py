@@ -16,7 +16,6 @@ from loraplex_contract.errors import FailedPrecondition, InvalidArgument
 
 ACTIVE_VALUES = {
     "use_dora": True,
-    "lora_bias": True,
     "bias": "all",
     "fan_in_fan_out": True,
     "modules_to_save": ["lm_head"],
@@ -47,6 +46,12 @@ def test_every_field_of_the_installed_peft_is_classified_exactly_once():
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
     assert fields == HONOURED | HARMLESS | REFUSED
     assert len(fields) == len(HONOURED) + len(HARMLESS) + len(REFUSED)
+
+
+def test_a_bias_of_another_type_or_initialisation_is_malformed():
+    for changes in ({"lora_bias": "all"}, {"lora_bias": True, "init_lora_weights": "gaussian"}):
+        with pytest.raises(InvalidArgument, match="lora_bias"):
+            _parse(config(**changes))
 
 
 def test_the_defaults_of_peft_are_accepted():

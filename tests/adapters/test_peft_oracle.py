@@ -16,6 +16,7 @@ from tests.adapters.adapter_folder import write_folder
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraplex_adapters.base_shape import BaseShape
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.limits import Limits
 from loraplex_adapters.peft_folder import ParsedAdapter, parse_peft_folder
 from loraplex_adapters.peft_targets import module_path
@@ -100,6 +101,9 @@ def _check_bytes(model: Any, parsed: ParsedAdapter) -> None:
             dtype, shape, data = parsed.tensors[f"{site_key(site)}.{part}"]
             expected = parameters[name].detach().numpy()
             assert (dtype, shape, data) == ("F32", expected.shape, expected.tobytes())
+        if site.kind is AdapterKind.LORA_BIAS:
+            bias = parameters[f"{path}.lora_B.default.bias"].detach().numpy()
+            assert parsed.tensors[f"{site_key(site)}.bias"] == ("F32", bias.shape, bias.tobytes())
 
 
 HONOURED = {
@@ -151,6 +155,7 @@ HONOURED = {
         "rank_pattern": {"v_proj": 3},
     },
     "embeddings and head": {"r": 2, "target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+    "bias": {"r": 2, "target_modules": ["q_proj", "up_proj", "lm_head"], "lora_bias": True, "use_rslora": True},
     "gaussian": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
     "orthogonal": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     "mica": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "mica"},
@@ -182,6 +187,7 @@ REFUSED_BY_BOTH = {
     "norms": {"target_modules": ["q_proj", "input_layernorm"]},
     "nothing": {"target_modules": ["c_attn"]},
     "all excluded": {"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]},
+    "bias of an embedding": {"target_modules": ["q_proj", "embed_tokens"], "lora_bias": True},
     "rank zero": {"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 0}},
 }
 

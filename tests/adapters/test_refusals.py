@@ -59,12 +59,12 @@ def test_every_bad_module_is_named_with_its_own_reason(tmp_path):
 
 
 def test_unsupported_fields_and_bad_modules_are_told_together(tmp_path):
-    document = config(use_dora=True, lora_bias=True, rank_pattern={"q_proj": 600}, some_future_field=1)
+    document = config(use_dora=True, bias="all", rank_pattern={"q_proj": 600}, some_future_field=1)
     error = _refusal(write_folder(tmp_path, document=document))
     assert isinstance(error, FailedPrecondition)
     assert (error.reason, error.metadata) == ("ADAPTER_FEATURE_UNSUPPORTED", {"field": "use_dora"})
     said = _said(error)
-    assert {"use_dora", "lora_bias", "some_future_field"} <= set(said)
+    assert {"use_dora", "bias", "some_future_field"} <= set(said)
     assert "512" in said["model.layers.{0-1}.self_attn.q_proj"]
     assert f"{PREFIX}.{{0-1}}.self_attn.q_proj.lora_A.weight" in said
 

@@ -104,9 +104,12 @@ def _group(sites: list[Tensor], rank: int, seed: int) -> SiteGroup:
     expands, out_start, rank_start = [], 0, 0
     for number, weight in enumerate(sites):
         if number % 2 == 0:
-            stops = {"rank_stop": rank_start + rank, "out_stop": out_start + weight.shape[0]}
+            rank_stop, out_stop = rank_start + rank, out_start + weight.shape[0]
             b = random_tensor(weight.shape[0], rank, seed=seed + number) / 16
-            expands.append(Expand(rank_start=rank_start, out_start=out_start, b=b, scale=0.5, **stops))
+            site = Expand(
+                rank_start=rank_start, rank_stop=rank_stop, out_start=out_start, out_stop=out_stop, b=b, scale=0.5
+            )
+            expands.append(site)
             rank_start += rank
         out_start += weight.shape[0]
     return SiteGroup(a=random_tensor(rank_start, sites[0].shape[1], seed=seed) / 8, expands=tuple(expands))

@@ -102,6 +102,7 @@ def random_group(case: Case, ranks: list[int], seed: int, dtype: torch.dtype) ->
                 out_stop=out_start + size,
                 b=b,
                 scale=0.5 + seed % 3,
+                bias=random_tensor(size, seed=200 * seed + number).to(dtype) if seed % 2 else None,
             )
             expands.append(site)
         rank_start, out_start = rank_start + rank, out_start + size
@@ -138,7 +139,10 @@ class LoraCase:
 def in_float64(group: SiteGroup | None) -> SiteGroup | None:
     if group is None:
         return None
-    expands = tuple(dataclasses.replace(site, b=site.b.double()) for site in group.expands)
+    expands = tuple(
+        dataclasses.replace(site, b=site.b.double(), bias=None if site.bias is None else site.bias.double())
+        for site in group.expands
+    )
     return SiteGroup(a=group.a.double(), expands=expands)
 
 

@@ -43,6 +43,7 @@ def random_group(ranks: list[int], seed: int) -> SiteGroup | None:
                 out_stop=out_start + size,
                 b=b,
                 scale=0.5 + seed % 3,
+                bias=torch.randn(size, generator=generator, dtype=torch.float64) if seed % 2 else None,
             )
             expands.append(site)
         rank_start, out_start = rank_start + rank, out_start + size
@@ -55,7 +56,10 @@ def random_group(ranks: list[int], seed: int) -> SiteGroup | None:
 def cast(group: SiteGroup | None, dtype: torch.dtype) -> SiteGroup | None:
     if group is None:
         return None
-    expands = tuple(dataclasses.replace(site, b=site.b.to(dtype)) for site in group.expands)
+    expands = tuple(
+        dataclasses.replace(site, b=site.b.to(dtype), bias=None if site.bias is None else site.bias.to(dtype))
+        for site in group.expands
+    )
     return SiteGroup(a=group.a.to(dtype), expands=expands)
 
 

@@ -1,4 +1,4 @@
-"""Eight adapters of different kinds over the real model, made and evaluated by PEFT: the oracle of the parity tests."""
+"""Adapters of different kinds over the real model, made and evaluated by PEFT: the oracle of the parity tests."""
 
 import contextlib
 import dataclasses
@@ -35,6 +35,7 @@ CONFIGS: dict[str, LoraConfig] = {
         target_modules=r".*\.(q_proj|v_proj|up_proj)",
         exclude_modules=r".*layers\.(0|29)\..*",
     ),
+    "bias": LoraConfig(r=4, lora_alpha=8, target_modules=ALL_LINEAR, lora_bias=True),
 }
 STRENGTH = {
     "rank1-q": 0.5,
@@ -46,6 +47,15 @@ STRENGTH = {
 }
 DEFAULT_STRENGTH = 0.02
 """Standard deviation of the random B matrices: enough to change most greedy tokens, not enough to destroy the text."""
+
+
+_LAST = ("bias",)
+"""Filled after the others, so that their values stay what they were."""
+
+
+def _owner(names: Sequence[str], key: str) -> str | None:
+    """The adapter whose B, or bias of B, a parameter is."""
+    return next((name for name in names if f"lora_B.{name}." in key or f"lora_embedding_B.{name}" in key), None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +82,8 @@ class PeftOracle:
     def _fill(self, names: Sequence[str]) -> None:
         """Random B, so that each adapter changes the answers; the same for every dtype."""
         generator = torch.Generator().manual_seed(11)
-        for key, tensor in sorted(self.model.named_parameters()):
-            name = next((n for n in names if f"lora_B.{n}." in key or f"lora_embedding_B.{n}" in key), None)
+        owned = [(_owner(names, key), key, tensor) for key, tensor in self.model.named_parameters()]
+        for name, key, tensor in sorted(owned, key=lambda item: (item[0] in _LAST, item[1])):
             if name is not None:
                 values = torch.randn(tensor.shape, generator=generator) * STRENGTH.get(name, DEFAULT_STRENGTH)
                 tensor.data.copy_(values.to(torch.bfloat16))

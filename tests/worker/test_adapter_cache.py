@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from loraplex_adapters.digest import adapter_digest, payload_digest
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.module import Module
 from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key
 from loraplex_adapters.store import AdapterStore
@@ -55,10 +56,12 @@ def put_adapter(store: AdapterStore, seed: int) -> str:
         for part, shape in (("A", (4, 16)), ("B", (16, 4)))
     }
     payload = payload_digest(tensors)
-    digest = adapter_digest(kind="lora", dtype="F32", num_bytes=_ADAPTER_BYTES, sites=(site,), payload=payload)
+    digest = adapter_digest(
+        kind=AdapterKind.LORA, dtype="F32", num_bytes=_ADAPTER_BYTES, sites=(site,), payload=payload
+    )
     spec = AdapterSpec(
         digest=digest,
-        kind="lora",
+        kind=AdapterKind.LORA,
         sites=(site,),
         dtype="F32",
         num_bytes=_ADAPTER_BYTES,

@@ -70,7 +70,7 @@ def prompts(smollm2_folder) -> list[tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def rows(prompts) -> list[Row]:
-    """Eight adapters times eight prompts, eight base rows and two rows of a weighted pair, shuffled."""
+    """Every adapter times eight prompts, eight base rows and two rows of a weighted pair, shuffled."""
     mixed = [Row(adapters=((name, 1.0),), prompt_ids=prompt) for name in CONFIGS for prompt in prompts]
     mixed += [Row(adapters=(), prompt_ids=prompt) for prompt in prompts]
     mixed += [Row(adapters=PAIR, prompt_ids=prompt) for prompt in prompts[2:4]]
@@ -168,8 +168,8 @@ def judged(oracle, rows, served) -> list[torch.Tensor]:
     return judge(oracle, rows, served.tokens)
 
 
-def test_eight_adapters_by_eight_prompts_equal_peft_in_one_mixed_batch(rows, served, judged):
-    assert len(rows) == 74
+def test_every_kind_of_adapter_by_eight_prompts_equals_peft_in_one_mixed_batch(rows, served, judged):
+    assert len(rows) == 8 * (len(CONFIGS) + 1) + 2
     assert served.most_adapters_in_a_step == len(CONFIGS)
     assert_greedy(rows, served.tokens, judged)
 

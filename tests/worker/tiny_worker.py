@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from loraplex_adapters.digest import adapter_digest, payload_digest
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.module import Module
 from loraplex_adapters.spec import AdapterSpec, LoraSite
 from loraplex_adapters.store import AdapterStore
@@ -72,11 +73,11 @@ def put_adapter(store: AdapterStore, seed: int) -> str:
     }
     num_bytes = sum(len(tensor.data) for tensor in tensors.values())
     digest = adapter_digest(
-        kind="lora", dtype="F32", num_bytes=num_bytes, sites=[site], payload=payload_digest(tensors)
+        kind=AdapterKind.LORA, dtype="F32", num_bytes=num_bytes, sites=[site], payload=payload_digest(tensors)
     )
     spec = AdapterSpec(
         digest=digest,
-        kind="lora",
+        kind=AdapterKind.LORA,
         sites=(site,),
         dtype="F32",
         num_bytes=num_bytes,

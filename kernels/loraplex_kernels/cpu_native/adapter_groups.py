@@ -5,12 +5,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from loraplex_kernels.cpu_native import structures
 from loraplex_kernels.cpu_native.library import Library
-from loraplex_kernels.cpu_native.packed import DTYPES, check_host, pack
+from loraplex_kernels.cpu_native.packed import DTYPES, check, check_host, pack
 from loraplex_kernels.lora.segments import LoraBatch
-from loraplex_kernels.lora.site_group import SiteGroup
+from loraplex_kernels.lora.site_group import Expand, SiteGroup
 
 
 def pack_group(library: Library, group: SiteGroup) -> SiteGroup:
@@ -63,6 +64,15 @@ def _fill(entry: structures.Group, group: SiteGroup, starts: list[int]) -> None:
         site.rank = expand.rank_stop - expand.rank_start
         site.scale = expand.scale
         site.dtype = DTYPES[group.a.dtype]
+        if expand.bias is not None:
+            _check_bias(expand.bias, group, expand)
+            site.bias = expand.bias.data_ptr()
+
+
+def _check_bias(bias: Tensor, group: SiteGroup, expand: Expand) -> None:
+    check_host(bias=bias)
+    fits = bias.dtype == group.a.dtype and bias.shape == (expand.out_stop - expand.out_start,)
+    check(fits, "a bias is [out_features] of the adapter's dtype", bias=bias)
 
 
 class SegmentRows:

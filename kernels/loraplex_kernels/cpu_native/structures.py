@@ -21,6 +21,7 @@ class Site(ctypes.Structure):
     _fields_ = (
         ("a", ctypes.c_void_p),
         ("b", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
         ("rank", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("dtype", ctypes.c_int32),

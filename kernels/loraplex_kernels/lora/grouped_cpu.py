@@ -97,11 +97,20 @@ def _expand_all(out: Tensor, segment: Segment, group: SiteGroup, shrunk: Tensor,
         for site in group.expands:
             columns, low = _columns(rows, site), shrunk[:, site.rank_start : site.rank_stop]
             columns.addmm_(low, site.b.t(), alpha=site.scale * weight)
+            if site.bias is not None:
+                columns.add_(_biases(site.bias, segment), alpha=site.scale * weight)
         return
     index = segment.index - first_row if first_row else segment.index
     for site in group.expands:
         delta = torch.mm(shrunk[:, site.rank_start : site.rank_stop], site.b.t())
+        if site.bias is not None:
+            delta += _biases(site.bias, segment)
         _columns(out, site).index_add_(0, index, delta, alpha=site.scale * weight)
+
+
+def _biases(bias: Tensor, segment: Segment) -> Tensor:
+    """What is added to each row's ``B A x``: [out] or [rows, out]. Weights that differ by row are in it."""
+    return bias if segment.row_weights is None else (segment.row_weights * bias).to(bias.dtype)
 
 
 def _columns(rows: Tensor, site: Expand) -> Tensor:

@@ -13,7 +13,7 @@ from loraplex_kernels.lora.site_group import SiteGroup
 
 
 def lora_rows(x: Tensor, base: Tensor, rows: Sequence[AdapterPairs], groups: Sequence[SiteGroup | None]) -> Tensor:
-    """``base[t, out of site] + sum over (adapter, weight) of weight * scale * (x[t] @ A^T) @ B^T``.
+    """``base[t, out of site] + sum over (adapter, weight) of weight * scale * ((x[t] @ A^T) @ B^T + bias)``.
 
     Args:
         x: [T, in_features].
@@ -49,5 +49,6 @@ def lora_embedding_rows(
 def _delta(group: SiteGroup, shrunk: Tensor, out_features: int) -> Tensor:
     delta = torch.zeros(out_features, dtype=shrunk.dtype)
     for site in group.expands:
-        delta[site.out_start : site.out_stop] += site.scale * (site.b @ shrunk[site.rank_start : site.rank_stop])
+        up = site.b @ shrunk[site.rank_start : site.rank_stop]
+        delta[site.out_start : site.out_stop] += site.scale * (up if site.bias is None else up + site.bias)
     return delta

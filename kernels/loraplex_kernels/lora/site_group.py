@@ -17,6 +17,8 @@ class Expand:
     """[out_stop - out_start, rank_stop - rank_start], contiguous; the packed form of it in a packed group."""
     scale: float
     """PEFT's effective scaling: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+    bias: Tensor | None = None
+    """[out_stop - out_start], contiguous, dtype of A: added to ``B A x`` before the scaling. CPU paths only."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class SiteGroup:
 
     @property
     def num_bytes(self) -> int:
-        """Of A and B, without the padding of packed ones (none where outputs come in 16s and ranks are even)."""
+        """Of all tensors, without the padding of packed ones (none where outputs come in 16s and ranks are even)."""
         num_b = sum((site.out_stop - site.out_start) * (site.rank_stop - site.rank_start) for site in self.expands)
-        return (self.a.numel() + num_b) * self.a.element_size()
+        num_biases = sum(site.bias.numel() for site in self.expands if site.bias is not None)
+        return (self.a.numel() + num_b + num_biases) * self.a.element_size()

@@ -48,10 +48,11 @@ def random_group(shape: GroupShape, ranks: Sequence[int], seed: int, dtype: torc
     for rank, size in zip(ranks, shape.out_sizes, strict=True):
         if rank:
             b = randn(size, rank, seed=seed * 7 + out_start, dtype=dtype) * 0.5
-            span = {"rank_start": rank_start, "rank_stop": rank_start + rank}
-            expands.append(
-                Expand(**span, out_start=out_start, out_stop=out_start + size, b=b, scale=0.5 + 0.25 * (seed % 5))
+            rank_stop, out_stop, scale = rank_start + rank, out_start + size, 0.5 + 0.25 * (seed % 5)
+            site = Expand(
+                rank_start=rank_start, rank_stop=rank_stop, out_start=out_start, out_stop=out_stop, b=b, scale=scale
             )
+            expands.append(site)
         rank_start, out_start = rank_start + rank, out_start + size
     a = randn(rank_start, shape.in_features, seed=seed, dtype=dtype) * 0.2
     return SiteGroup(a=a, expands=tuple(expands)) if expands else None
@@ -323,9 +324,10 @@ def test_sixty_four_adapters_of_rank_8_and_one_of_256_take_their_true_size() -> 
 def _shape_only(shape: GroupShape, rank: int) -> SiteGroup:
     expands, start = [], 0
     for index, size in enumerate(shape.out_sizes):
-        ranks = {"rank_start": index * rank, "rank_stop": (index + 1) * rank}
+        first, last = index * rank, (index + 1) * rank
         b = torch.zeros(1, 1).expand(size, rank)
-        expands.append(Expand(**ranks, out_start=start, out_stop=start + size, b=b, scale=1.0))
+        site = Expand(rank_start=first, rank_stop=last, out_start=start, out_stop=start + size, b=b, scale=1.0)
+        expands.append(site)
         start += size
     a = torch.zeros(1, 1).expand(rank * len(expands), shape.in_features)
     return SiteGroup(a=a, expands=tuple(expands))

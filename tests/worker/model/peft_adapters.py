@@ -10,6 +10,7 @@ import peft
 import torch
 from torch import Tensor
 
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.module import Module
 from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key, site_order
 from loraplex_worker.model.lora_weights import LoraWeights, StoredTensor
@@ -49,7 +50,7 @@ def make_adapter(base: Any, seed: int, **options: Any) -> PeftAdapter:
     sites, tensors = _extract(model)
     spec = AdapterSpec(
         digest=f"{seed:064x}",
-        kind="lora",
+        kind=sites[0].kind,
         sites=tuple(sorted(sites, key=site_order)),
         dtype="F32",
         num_bytes=sum(len(data) for _, _, data in tensors.values()),
@@ -71,12 +72,20 @@ def _extract(model: Any) -> tuple[list[LoraSite], dict[str, StoredTensor]]:
         embedding = "default" in module.lora_embedding_A
         down = module.lora_embedding_A["default"] if embedding else module.lora_A["default"].weight
         up = module.lora_embedding_B["default"] if embedding else module.lora_B["default"].weight
-        site = LoraSite(layer=layer, module=Module(found[2]), rank=down.shape[0], scale=module.scaling["default"])
+        kind = _kind(module)
+        scale = module.scaling["default"]
+        site = LoraSite(layer=layer, module=Module(found[2]), rank=down.shape[0], scale=scale, kind=kind)
         sites.append(site)
         tensors[site_key(site) + ".A"] = _stored(down)
         tensors[site_key(site) + ".B"] = _stored(up)
+        if kind is AdapterKind.LORA_BIAS:
+            tensors[site_key(site) + ".bias"] = _stored(module.lora_B["default"].bias)
     assert sites
     return sites, tensors
+
+
+def _kind(module: Any) -> AdapterKind:
+    return AdapterKind.LORA_BIAS if module.lora_bias["default"] else AdapterKind.LORA
 
 
 def _stored(tensor: Tensor) -> StoredTensor:

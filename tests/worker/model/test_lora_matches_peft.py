@@ -34,8 +34,9 @@ CONFIGS: list[dict[str, Any]] = [
     {"r": 3, "lora_alpha": 5, "target_modules": ["o_proj", "gate_proj"], "layers_to_transform": [0, 2]},
     {"r": 5, "lora_alpha": 6, "target_modules": ["embed_tokens", "lm_head", "v_proj"]},
     {"r": 2, "lora_alpha": 3, "target_modules": ["lm_head"]},
+    {"r": 4, "lora_alpha": 6, "target_modules": [*ALL_LINEAR, "lm_head"], "lora_bias": True},
 ]
-LENGTHS = (11, 3, 19, 7, 9, 14, 6, 12, 5, 8)
+LENGTHS = (11, 3, 19, 7, 9, 14, 6, 12, 5, 8, 10, 4)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ def mixed_rows(
     world: World, weights: tuple[LoraWeights, ...], dtype: torch.dtype, chunks: list[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One batch of a base sequence, every adapter alone, and two more of one of them: ours, and PEFT's."""
-    owners = [None, *range(len(CONFIGS)), 2, 0]
+    owners = [None, *range(7), 2, 0, *range(7, len(CONFIGS)), 7]
     pairs: list[AdapterPairs] = [() if owner is None else ((owner, 1.0),) for owner in owners]
     sequences = [Sequence(tokens, pair) for tokens, pair in zip(prompts(), pairs, strict=True)]
     got = PagedDriver(decoder_of(world, dtype), num_pages=80, adapters=weights).run(sequences, chunks)
@@ -151,7 +152,7 @@ def test_the_comparison_notices_swapped_adapters_a_dropped_scale_and_a_skipped_m
     without_embed = dataclasses.replace(right[5], embed_tokens=None)
     without_head = dataclasses.replace(right[5], lm_head=None)
     for module, poorer in (("embed_tokens", without_embed), ("lm_head", without_head)):
-        assert _far_from_peft(world, (*right[:5], poorer, right[6])), module
+        assert _far_from_peft(world, (*right[:5], poorer, *right[6:])), module
 
 
 def test_a_batch_without_adapter_rows_runs_the_base_path_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

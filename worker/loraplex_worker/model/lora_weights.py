@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.module import Module
 from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key
 from loraplex_contract.errors import FailedPrecondition
@@ -84,6 +86,9 @@ class LoraWeights:
             NativeUnavailable: as ``Decoder``.
             FailedPrecondition: a tensor is missing, unknown, of another dtype or shape than spec and base model say.
         """
+        if spec.kind is not AdapterKind.LORA and torch.device(device).type != "cpu":
+            message = f"adapters of kind {spec.kind} are served on CPU only; export it without {spec.kind}"
+            raise FailedPrecondition(message, reason="ADAPTER_FEATURE_UNSUPPORTED", metadata={"field": spec.kind})
         kernels = native_library(cpu_kernels, dtype, torch.device(device))
         builder = _Builder(spec, tensors, dtype, config, device, kernels)
         layers = tuple(
@@ -150,7 +155,9 @@ class _Builder:
                 key = site_key(site)
                 downs.append(self._tensor(key + ".A", (site.rank, in_features)))
                 up = self._tensor(key + ".B", (out_features, site.rank))
-                expands.append(_expand(site, up, rank_start, out_start))
+                has_bias = site.kind is AdapterKind.LORA_BIAS
+                bias = self._tensor(key + ".bias", (out_features,)) if has_bias else None
+                expands.append(_expand(site, up, bias, rank_start, out_start))
                 rank_start += site.rank
             out_start += out_features
         if not downs:
@@ -173,7 +180,7 @@ class _Builder:
         if stored not in _DTYPES or tuple(given) != shape:
             raise _refused(f"tensor {name} is {stored} {list(given)}; the base model needs a float of {list(shape)}")
         source = _DTYPES[stored]
-        expected_bytes = shape[0] * shape[1] * source.itemsize
+        expected_bytes = math.prod(shape) * source.itemsize
         if len(data) != expected_bytes:
             raise _refused(f"tensor {name} has {len(data)} bytes; {stored} {list(shape)} takes {expected_bytes}")
         assert sys.byteorder == "little", "tensors are stored little-endian"
@@ -183,7 +190,7 @@ class _Builder:
         return values.to(device=self._device, dtype=self._dtype)
 
 
-def _expand(site: LoraSite, up: Tensor, rank_start: int, out_start: int) -> Expand:
+def _expand(site: LoraSite, up: Tensor, bias: Tensor | None, rank_start: int, out_start: int) -> Expand:
     return Expand(
         rank_start=rank_start,
         rank_stop=rank_start + site.rank,
@@ -191,6 +198,7 @@ def _expand(site: LoraSite, up: Tensor, rank_start: int, out_start: int) -> Expa
         out_stop=out_start + up.shape[0],
         b=up,
         scale=site.scale,
+        bias=bias,
     )
 
 

@@ -17,6 +17,7 @@ struct LpxLinear {
 struct LpxSite {
   const void* a;  // [rank, in_features]
   const void* b;  // [out_features, rank], packed
+  const void* bias;  // [out_features], added to B A x, or null
   int64_t rank;
   float scale;
   int32_t dtype;

@@ -166,10 +166,26 @@ struct Adapters {
       if (site->rank == 0) continue;
       if (site->dtype == LPX_F32) expand_segment<Float>(segment, site, index, block, columns, out);
       else expand_segment<Half>(segment, site, index, block, columns, out);
+      if (!site->bias) continue;
+      if (site->dtype == LPX_F32) add_bias<float>(segment, site, block, columns, out);
+      else add_bias<bf16>(segment, site, block, columns, out);
     }
   }
 
  private:
+  template <class T>
+  void add_bias(int64_t segment, const LpxSite* site, int64_t block, int64_t columns, Rows<float> out) const {
+    const T* bias = static_cast<const T*>(site->bias) + block * kBlock;
+    out.index = lora->rows;
+    for (int32_t at = lora->starts[segment]; at < lora->starts[segment + 1]; ++at) {
+      const vf factor = set1(site->scale * lora->row_weights[at]);
+      for (int64_t i = 0; i < columns; i += W) {
+        float* to = out[at] + i;
+        store_up_to(to, fma(factor, load_up_to(bias + i, columns - i), load_up_to(to, columns - i)), columns - i);
+      }
+    }
+  }
+
   template <class P>
   void expand_segment(int64_t segment, const LpxSite* site, int64_t index, int64_t block, int64_t columns,
                       Rows<float> out) const {
