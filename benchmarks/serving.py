@@ -12,7 +12,7 @@ import datetime
 import json
 import os
 import platform
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from rich.progress import Progress
 
 from benchmarks import in_process
 from benchmarks.random_adapters import write_adapter
+from benchmarks.regression import Timing, falls, last_result
 from benchmarks.workload import NUM_OUTPUT_TOKENS, NUM_PROMPT_TOKENS, NUM_REQUESTS, RANK, Request, p1
 from loraplex_adapters.base_shape import BaseShape
 from loraplex_cli.service import ServiceSettings, running_service
@@ -32,21 +33,8 @@ ADAPTER_COUNTS = (0, 8, 32)
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """Seconds of every run of one cell of the table."""
-
-    where: str
-    num_adapters: int
-    runs_s: tuple[float, ...]
-
-    @property
-    def median_s(self) -> float:
-        return statistics.median(self.runs_s)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return NUM_REQUESTS * NUM_OUTPUT_TOKENS / self.median_s
+def tokens_per_s(timing: Timing) -> float:
+    return NUM_REQUESTS * NUM_OUTPUT_TOKENS / timing.median_s
 
 
 async def over_grpc(client: AsyncClient, requests: Sequence[Request]) -> float:
@@ -121,15 +109,23 @@ def table(timings: Sequence[Timing]) -> str:
         low, high = base_s / max(timing.runs_s), base_s / min(timing.runs_s)
         ratio = f"{base_s / timing.median_s:.2f} ({low:.2f} to {high:.2f})"
         name = "engine alone" if timing.where == "engine" else "service, over gRPC"
-        lines.append(f"| {name} | {timing.num_adapters} | {timing.tokens_per_s:.0f} | {ratio} |")
+        lines.append(f"| {name} | {timing.num_adapters} | {tokens_per_s(timing):.0f} | {ratio} |")
     return "\n".join(lines)
 
 
-def write(timings: Sequence[Timing]) -> Path:
+def result_path() -> Path:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    path = RESULTS / f"{today}-cpu.json"
+    return RESULTS / f"{today}-cpu.json"
+
+
+def write(timings: Sequence[Timing]) -> Path:
+    path = result_path()
     machine = {"processor": platform.processor() or platform.machine(), "num_cores": os.cpu_count()}
-    document = {"date": today, "machine": machine, "timings": [dataclasses.asdict(timing) for timing in timings]}
+    document = {
+        "date": path.name[:10],
+        "machine": machine,
+        "timings": [dataclasses.asdict(timing) for timing in timings],
+    }
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path
@@ -145,6 +141,8 @@ def main() -> None:
     print(table(timings))
     if not arguments.no_write:
         print(f"\nwritten to {write(timings)}")
+    fallen = falls(last_result(RESULTS, but=result_path()), timings)
+    sys.exit("\n".join(["slower than the last committed result:", *map(str, fallen)]) if fallen else 0)
 
 
 if __name__ == "__main__":
