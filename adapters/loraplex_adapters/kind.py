@@ -10,6 +10,8 @@ class AdapterKind(enum.StrEnum):
     """``y + scale * B A x``; rsLoRA differs in the scale alone."""
     LORA_BIAS = "lora_bias"
     """``y + scale * (B A x + bias)``."""
+    DORA = "dora"
+    """``magnitude / ||W + scale * B A|| * (W x + scale * B A x)`` and the base's bias, the norm by output."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -17,4 +19,8 @@ class AdapterKind(enum.StrEnum):
         return _PARTS[self]
 
 
-_PARTS = {AdapterKind.LORA: ("A", "B"), AdapterKind.LORA_BIAS: ("A", "B", "bias")}
+_PARTS = {
+    AdapterKind.LORA: ("A", "B"),
+    AdapterKind.LORA_BIAS: ("A", "B", "bias"),
+    AdapterKind.DORA: ("A", "B", "magnitude"),
+}

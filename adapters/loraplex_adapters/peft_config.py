@@ -78,8 +78,11 @@ def parse_peft_config(data: bytes, limits: Limits, refusals: Refusals | None = N
 
 
 def _kind(document: Mapping[str, Any]) -> AdapterKind:
+    is_dora = _flag("use_dora", document.get("use_dora"))
     if not _flag("lora_bias", document.get("lora_bias")):
-        return AdapterKind.LORA
+        return AdapterKind.DORA if is_dora else AdapterKind.LORA
+    if is_dora:
+        raise malformed("lora_bias and use_dora exclude each other, in PEFT too", field="lora_bias")
     if type(init := document.get("init_lora_weights", True)) is not bool:
         raise malformed(f"lora_bias needs init_lora_weights true or false, got {quote(init)}", field="lora_bias")
     return AdapterKind.LORA_BIAS

@@ -25,6 +25,7 @@ HONOURED: Final = frozenset(
         "layers_to_transform",
         "layers_pattern",
         "lora_bias",
+        "use_dora",
     }
 )
 
@@ -54,7 +55,6 @@ _HARMLESS: Final[Mapping[str, Callable[[object], bool]]] = {
 }
 
 _REFUSED: Final[Mapping[str, Callable[[object], bool]]] = {
-    "use_dora": _is_one_of(None, False),
     "bias": _is_one_of(None, "none"),
     "fan_in_fan_out": _is_one_of(None, False),
     "modules_to_save": _is_one_of(None, []),

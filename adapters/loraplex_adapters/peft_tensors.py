@@ -29,14 +29,13 @@ _PREFIX = "base_model.model."
 _LORA_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.(lora_[AB]\.weight|lora_embedding_[AB])")
 _LAYER_PATH = re.compile(r"model\.layers\.(?P<layer>\d{1,9})\.")
 _FEATURE_MARKS = {
-    "lora_magnitude_vector": "use_dora",
     "lora_embedding_bias": "lora_bias",
     "modules_to_save": "modules_to_save",
     "trainable_tokens": "trainable_token_indices",
     "lora_diag": "kasa_config",
 }
 """Part of a tensor name -> the LoraConfig field, not supported, that makes PEFT write it."""
-_SWITCHED_BY = {"lora_B.bias": "lora_bias"}
+_SWITCHED_BY = {"lora_B.bias": "lora_bias", "lora_magnitude_vector": "use_dora"}
 """End of a tensor name -> the LoraConfig field, supported, that makes PEFT write it."""
 
 
@@ -99,6 +98,8 @@ def _expected_of(site: LoraSite, base: BaseShape) -> tuple[_Expected, ...]:
     ]
     if site.kind is AdapterKind.LORA_BIAS:
         expected.append(_Expected(f"{path}.lora_B.bias", f"{key}.bias", (out_features,), None))
+    if site.kind is AdapterKind.DORA:
+        expected.append(_Expected(f"{path}.lora_magnitude_vector", f"{key}.magnitude", (out_features,), None))
     return tuple(expected)
 
 

@@ -43,7 +43,8 @@ def site_key(site: LoraSite) -> str:
     """Name of a site: ``layers.3.q_proj``, ``embed_tokens`` or ``lm_head``.
 
     Its tensors are ``<key>.A`` [rank, in_features] and ``<key>.B`` [out_features, rank];
-    for embed_tokens A is [rank, vocab_size] and B is [hidden_size, rank]. ``<key>.bias`` is [out_features].
+    for embed_tokens A is [rank, vocab_size] and B is [hidden_size, rank]. ``<key>.bias`` and ``<key>.magnitude``
+    are [out_features].
     """
     return site.module.value if site.layer is None else f"layers.{site.layer}.{site.module.value}"
 

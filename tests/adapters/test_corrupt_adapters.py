@@ -234,7 +234,6 @@ def test_an_adapter_of_a_shallower_base_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "field"),
     [
-        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "use_dora"),
         ("base_model.model.lm_head.modules_to_save.weight", "modules_to_save"),
         ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token_indices"),
     ],
@@ -244,11 +243,12 @@ def test_a_tensor_of_an_unsupported_feature_is_refused_by_the_features_name(tmp_
     assert (refusal.reason, refusal.metadata) == ("ADAPTER_FEATURE_UNSUPPORTED", {"field": field})
 
 
-def test_a_bias_that_the_config_does_not_switch_on_is_refused(tmp_path):
-    name = Q_B.replace(".weight", ".bias")
+@pytest.mark.parametrize(("end", "field"), [("B.bias", "lora_bias"), ("magnitude_vector", "use_dora")])
+def test_a_tensor_of_a_kind_that_the_config_does_not_switch_on_is_refused(tmp_path, end, field):
+    name = Q_B.removesuffix("B.weight") + end
     refusal = _refusal_of_tensors(tmp_path, {**lora_tensors(Module.Q_PROJ), name: matrix(4, 16)})
     assert refusal.reason == "ADAPTER_MALFORMED"
-    assert "lora_bias, which the config does not switch on" in refusal.message
+    assert f"{field}, which the config does not switch on" in refusal.message
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,12 @@ def _served(base: Any, parsed: ParsedAdapter) -> torch.Tensor:
         if site.kind is AdapterKind.LORA_BIAS:
             linear = base.get_submodule(module_path(site.layer, site.module))
             linear.bias = torch.nn.Parameter(site.scale * _values(parsed, f"{site_key(site)}.bias"))
-        weights[name] = base.get_parameter(name) + (delta.T if site.module is Module.EMBED_TOKENS else delta)
+        is_embedding = site.module is Module.EMBED_TOKENS
+        weight = base.get_parameter(name) + (delta.T if is_embedding else delta)
+        if site.kind is AdapterKind.DORA:
+            factor = _values(parsed, f"{site_key(site)}.magnitude") / weight.norm(dim=0 if is_embedding else 1)
+            weight = weight * (factor if is_embedding else factor[:, None])
+        weights[name] = weight
     result: torch.Tensor = torch.func.functional_call(base, weights, (TOKENS,)).logits
     return result
 

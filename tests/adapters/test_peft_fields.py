@@ -15,7 +15,6 @@ from loraplex_adapters.peft_targets import resolve_targets
 from loraplex_contract.errors import FailedPrecondition, InvalidArgument
 
 ACTIVE_VALUES = {
-    "use_dora": True,
     "bias": "all",
     "fan_in_fan_out": True,
     "modules_to_save": ["lm_head"],
@@ -38,6 +37,9 @@ ACTIVE_VALUES = {
 }
 
 
+BOTH = {"lora_bias": True, "use_dora": True}
+
+
 def _parse(document):
     return parse_peft_config(json.dumps(document).encode(), Limits())
 
@@ -49,7 +51,7 @@ def test_every_field_of_the_installed_peft_is_classified_exactly_once():
 
 
 def test_a_bias_of_another_type_or_initialisation_is_malformed():
-    for changes in ({"lora_bias": "all"}, {"lora_bias": True, "init_lora_weights": "gaussian"}):
+    for changes in ({"lora_bias": "all"}, {"lora_bias": True, "init_lora_weights": "gaussian"}, BOTH):
         with pytest.raises(InvalidArgument, match="lora_bias"):
             _parse(config(**changes))
 

@@ -101,6 +101,9 @@ def _check_bytes(model: Any, parsed: ParsedAdapter) -> None:
             dtype, shape, data = parsed.tensors[f"{site_key(site)}.{part}"]
             expected = parameters[name].detach().numpy()
             assert (dtype, shape, data) == ("F32", expected.shape, expected.tobytes())
+        if site.kind is AdapterKind.DORA:
+            magnitude = parameters[f"{path}.lora_magnitude_vector.default.weight"].detach().numpy()
+            assert parsed.tensors[f"{site_key(site)}.magnitude"] == ("F32", magnitude.shape, magnitude.tobytes())
         if site.kind is AdapterKind.LORA_BIAS:
             bias = parameters[f"{path}.lora_B.default.bias"].detach().numpy()
             assert parsed.tensors[f"{site_key(site)}.bias"] == ("F32", bias.shape, bias.tobytes())
@@ -156,6 +159,7 @@ HONOURED = {
     },
     "embeddings and head": {"r": 2, "target_modules": ["embed_tokens", "lm_head", "q_proj"]},
     "bias": {"r": 2, "target_modules": ["q_proj", "up_proj", "lm_head"], "lora_bias": True, "use_rslora": True},
+    "dora": {"r": 2, "target_modules": ["k_proj", "down_proj", "embed_tokens", "lm_head"], "use_dora": True},
     "gaussian": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
     "orthogonal": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     "mica": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "mica"},

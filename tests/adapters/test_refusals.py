@@ -59,19 +59,19 @@ def test_every_bad_module_is_named_with_its_own_reason(tmp_path):
 
 
 def test_unsupported_fields_and_bad_modules_are_told_together(tmp_path):
-    document = config(use_dora=True, bias="all", rank_pattern={"q_proj": 600}, some_future_field=1)
+    document = config(modules_to_save=["norm"], bias="all", rank_pattern={"q_proj": 600}, some_future_field=1)
     error = _refusal(write_folder(tmp_path, document=document))
     assert isinstance(error, FailedPrecondition)
-    assert (error.reason, error.metadata) == ("ADAPTER_FEATURE_UNSUPPORTED", {"field": "use_dora"})
+    assert (error.reason, error.metadata) == ("ADAPTER_FEATURE_UNSUPPORTED", {"field": "modules_to_save"})
     said = _said(error)
-    assert {"use_dora", "bias", "some_future_field"} <= set(said)
+    assert {"modules_to_save", "bias", "some_future_field"} <= set(said)
     assert "512" in said["model.layers.{0-1}.self_attn.q_proj"]
     assert f"{PREFIX}.{{0-1}}.self_attn.q_proj.lora_A.weight" in said
 
 
 def test_a_wrong_type_is_told_with_the_unsupported_fields_before_it(tmp_path):
-    error = _refusal(write_folder(tmp_path, document=config(use_dora=True, r="four")))
-    assert list(_said(error)) == ["use_dora", "adapter_config.json"]
+    error = _refusal(write_folder(tmp_path, document=config(bias="all", r="four")))
+    assert list(_said(error)) == ["bias", "adapter_config.json"]
     assert "r must be a positive integer" in error.violations[1].description
 
 

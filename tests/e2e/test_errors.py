@@ -116,7 +116,7 @@ def odd_adapter(tiny_model, tiny_adapters):
     """An adapter of a kind that is not supported, below a root that is allowed."""
     model = LlamaForCausalLM.from_pretrained(tiny_model)
     folder = tiny_adapters["gamma"] / "odd"
-    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)).save_pretrained(folder)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only")).save_pretrained(folder)
     return folder
 
 
@@ -125,7 +125,7 @@ def test_an_unsupported_kind_is_a_failed_precondition_that_names_the_field(tiny_
         register(tiny_service.address, "odd", odd_adapter)
     code, error = seen_by(caught)
     assert (code, error.reason) == ("FAILED_PRECONDITION", "ADAPTER_FEATURE_UNSUPPORTED")
-    assert error.metadata["field"] == "use_dora"
+    assert error.metadata["field"] == "bias"
 
 
 def test_an_adapter_of_another_base_is_a_failed_precondition(tiny_service, tiny_adapters):

@@ -163,13 +163,13 @@ async def test_other_kinds_of_sources_are_refused(service, uri):
 async def test_a_check_names_everything_that_is_wrong(model_path, tmp_path, root):
     folder = write_adapter(root / "bad", width=48)
     config = json.loads((folder / "adapter_config.json").read_text())
-    changed = {**config, "use_dora": True, "target_modules": ["q_proj", "k_proj"]}
+    changed = {**config, "bias": "all", "target_modules": ["q_proj", "k_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(changed))
     async with started(model_path, tmp_path, adapter_roots=(root,)) as service:
         error = await failure(service.adapters.RegisterAdapter(register("sql", folder.as_uri(), validate_only=True)))
     prefix = "base_model.model.model.layers.{0-1}.self_attn"
     assert fields_of(error) == [
-        "use_dora",
+        "bias",
         f"{prefix}.q_proj.lora_A.weight",
         f"{prefix}.k_proj.lora_A.weight",
         f"{prefix}.k_proj.lora_B.weight",

@@ -102,7 +102,8 @@ def random_group(case: Case, ranks: list[int], seed: int, dtype: torch.dtype) ->
                 out_stop=out_start + size,
                 b=b,
                 scale=0.5 + seed % 3,
-                bias=random_tensor(size, seed=200 * seed + number).to(dtype) if seed % 2 else None,
+                bias=random_tensor(size, seed=200 * seed + number).to(dtype) if seed % 3 == 1 else None,
+                gain=random_tensor(size, seed=300 * seed + number).to(dtype) if seed % 3 == 2 else None,
             )
             expands.append(site)
         rank_start, out_start = rank_start + rank, out_start + size
@@ -133,14 +134,20 @@ class LoraCase:
 
     def wanted(self) -> Tensor:
         base = self.case.wanted(self.case.x)
-        return lora_reference.lora_rows(self.case.x, base, self.rows, [in_float64(group) for group in self.groups])
+        return lora_reference.lora_rows(
+            self.case.x, base, self.rows, [in_float64(group) for group in self.groups], self.case.bias
+        )
+
+
+def doubled(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.double()
 
 
 def in_float64(group: SiteGroup | None) -> SiteGroup | None:
     if group is None:
         return None
     expands = tuple(
-        dataclasses.replace(site, b=site.b.double(), bias=None if site.bias is None else site.bias.double())
+        dataclasses.replace(site, b=site.b.double(), bias=doubled(site.bias), gain=doubled(site.gain))
         for site in group.expands
     )
     return SiteGroup(a=group.a.double(), expands=expands)

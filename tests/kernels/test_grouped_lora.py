@@ -43,7 +43,8 @@ def random_group(ranks: list[int], seed: int) -> SiteGroup | None:
                 out_stop=out_start + size,
                 b=b,
                 scale=0.5 + seed % 3,
-                bias=torch.randn(size, generator=generator, dtype=torch.float64) if seed % 2 else None,
+                bias=torch.randn(size, generator=generator, dtype=torch.float64) if seed % 3 == 1 else None,
+                gain=torch.randn(size, generator=generator, dtype=torch.float64) if seed % 3 == 2 else None,
             )
             expands.append(site)
         rank_start, out_start = rank_start + rank, out_start + size
@@ -53,11 +54,15 @@ def random_group(ranks: list[int], seed: int) -> SiteGroup | None:
     return SiteGroup(a=a, expands=tuple(expands))
 
 
+def _cast(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if vector is None else vector.to(dtype)
+
+
 def cast(group: SiteGroup | None, dtype: torch.dtype) -> SiteGroup | None:
     if group is None:
         return None
     expands = tuple(
-        dataclasses.replace(site, b=site.b.to(dtype), bias=None if site.bias is None else site.bias.to(dtype))
+        dataclasses.replace(site, b=site.b.to(dtype), bias=_cast(site.bias, dtype), gain=_cast(site.gain, dtype))
         for site in group.expands
     )
     return SiteGroup(a=group.a.to(dtype), expands=expands)

@@ -36,6 +36,7 @@ CONFIGS: dict[str, LoraConfig] = {
         exclude_modules=r".*layers\.(0|29)\..*",
     ),
     "bias": LoraConfig(r=4, lora_alpha=8, target_modules=ALL_LINEAR, lora_bias=True),
+    "dora": LoraConfig(r=4, lora_alpha=8, target_modules=[*ALL_LINEAR, "embed_tokens", "lm_head"], use_dora=True),
 }
 STRENGTH = {
     "rank1-q": 0.5,
@@ -49,7 +50,7 @@ DEFAULT_STRENGTH = 0.02
 """Standard deviation of the random B matrices: enough to change most greedy tokens, not enough to destroy the text."""
 
 
-_LAST = ("bias",)
+_LAST = ("bias", "dora")
 """Filled after the others, so that their values stay what they were."""
 
 
@@ -87,6 +88,9 @@ class PeftOracle:
             if name is not None:
                 values = torch.randn(tensor.shape, generator=generator) * STRENGTH.get(name, DEFAULT_STRENGTH)
                 tensor.data.copy_(values.to(torch.bfloat16))
+            elif "lora_magnitude_vector" in key:
+                # A third of the columns another length than the base's, the others as they are.
+                tensor.data[::3] *= 1.0625
             elif "lora_" in key:
                 tensor.data.copy_(tensor.data.to(torch.bfloat16))
 

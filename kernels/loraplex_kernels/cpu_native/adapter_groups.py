@@ -65,14 +65,16 @@ def _fill(entry: structures.Group, group: SiteGroup, starts: list[int]) -> None:
         site.scale = expand.scale
         site.dtype = DTYPES[group.a.dtype]
         if expand.bias is not None:
-            _check_bias(expand.bias, group, expand)
-            site.bias = expand.bias.data_ptr()
+            site.bias = _checked(expand.bias, group, expand).data_ptr()
+        if expand.gain is not None:
+            site.gain = _checked(expand.gain, group, expand).data_ptr()
 
 
-def _check_bias(bias: Tensor, group: SiteGroup, expand: Expand) -> None:
-    check_host(bias=bias)
-    fits = bias.dtype == group.a.dtype and bias.shape == (expand.out_stop - expand.out_start,)
-    check(fits, "a bias is [out_features] of the adapter's dtype", bias=bias)
+def _checked(vector: Tensor, group: SiteGroup, expand: Expand) -> Tensor:
+    check_host(vector=vector)
+    fits = vector.dtype == group.a.dtype and vector.shape == (expand.out_stop - expand.out_start,)
+    check(fits, "a bias or gain is [out_features] of the adapter's dtype", vector=vector)
+    return vector
 
 
 class SegmentRows:

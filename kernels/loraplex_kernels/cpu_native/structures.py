@@ -22,6 +22,7 @@ class Site(ctypes.Structure):
         ("a", ctypes.c_void_p),
         ("b", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("gain", ctypes.c_void_p),
         ("rank", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("dtype", ctypes.c_int32),

@@ -175,8 +175,8 @@ class AdapterTable:
         for index, (shape, group) in enumerate(zip(self._groups, groups, strict=True)):
             for expand in group.expands if group is not None else ():
                 assert group is not None
-                if expand.bias is not None:
-                    raise ValueError("the table has no place for a LoRA bias; only the CPU paths serve it")
+                if expand.bias is not None or expand.gain is not None:
+                    raise ValueError("the table has no place for LoRA biases and DoRA; only the CPU paths serve them")
                 site = _site_of(shape, expand.out_start, expand.out_stop)
                 down, up = group.a[expand.rank_start : expand.rank_stop], expand.b.t()
                 if down.shape[1] != shape.in_features or not 1 <= len(down) == len(up) <= self._max_rank:

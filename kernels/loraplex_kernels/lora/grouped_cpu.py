@@ -22,7 +22,13 @@ from loraplex_kernels.lora.site_group import Expand, SiteGroup
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def add_lora(x: Tensor, out: Tensor, batch: LoraBatch, groups: Sequence[SiteGroup | None]) -> None:
+def add_lora(
+    x: Tensor,
+    out: Tensor,
+    batch: LoraBatch,
+    groups: Sequence[SiteGroup | None],
+    base_bias: Tensor | None = None,
+) -> None:
     """Add the deltas of one group of sites to ``out``, in place.
 
     Args:
@@ -31,6 +37,7 @@ def add_lora(x: Tensor, out: Tensor, batch: LoraBatch, groups: Sequence[SiteGrou
         batch: whose rows are whose.
         groups: by adapter index; None where the adapter does not change these sites. A and B have the dtype of ``out``,
             or are float32 where ``out`` is bfloat16.
+        base_bias: [out_features], what ``out`` has beside the base product; DoRA leaves it alone.
 
     Raises:
         ValueError: shapes or dtypes that do not fit; ``out`` is then unchanged.
@@ -41,7 +48,8 @@ def add_lora(x: Tensor, out: Tensor, batch: LoraBatch, groups: Sequence[SiteGrou
         return
     if work[0][1].a.dtype != x.dtype:
         x = x.to(work[0][1].a.dtype)
-    _accumulate(out, work, [torch.mm(segment.take(x), group.a.t()) for segment, group in work])
+    shrunk = [torch.mm(segment.take(x), group.a.t()) for segment, group in work]
+    _accumulate(out, work, shrunk, _product(out, base_bias, work))
 
 
 def add_lora_embedding(token_ids: Tensor, out: Tensor, batch: LoraBatch, groups: Sequence[SiteGroup | None]) -> None:
@@ -54,7 +62,8 @@ def add_lora_embedding(token_ids: Tensor, out: Tensor, batch: LoraBatch, groups:
         raise ValueError(f"token_ids must be [T] int64, got {token_ids.dtype} {list(token_ids.shape)}")
     _check(token_ids.unsqueeze(1), out, batch, groups, same_dtype=False)
     work = _work(batch, groups, None, out)
-    _accumulate(out, work, [group.a.index_select(1, segment.take(token_ids)).t() for segment, group in work])
+    shrunk = [group.a.index_select(1, segment.take(token_ids)).t() for segment, group in work]
+    _accumulate(out, work, shrunk, _product(out, None, work))
 
 
 _Work = list[tuple[Segment, SiteGroup]]
@@ -73,21 +82,35 @@ def _work(batch: LoraBatch, groups: Sequence[SiteGroup | None], in_features: int
     return work
 
 
-def _accumulate(out: Tensor, work: _Work, shrunk: list[Tensor]) -> None:
+def _product(out: Tensor, base_bias: Tensor | None, work: _Work) -> Tensor | None:
+    """[T, out_features] in the adapters' dtype: the base product before any change, where DoRA needs it."""
+    if not any(group.is_dora for _, group in work):
+        return None
+    product = out.to(work[0][1].a.dtype, copy=True)
+    return product if base_bias is None else product.sub_(base_bias)
+
+
+def _accumulate(out: Tensor, work: _Work, shrunk: list[Tensor], product: Tensor | None) -> None:
     """Expand every segment; through a buffer where the deltas are wider than ``out``, so that each sum rounds once."""
     if not work or work[0][1].a.dtype == out.dtype:
         for (segment, group), low in zip(work, shrunk, strict=True):
-            _expand_all(out, segment, group, low, 0)
+            _expand_all(out, segment, group, low, 0, product)
         return
     first, last = min(segment.start for segment, _ in work), max(segment.stop for segment, _ in work)
     delta = torch.zeros(last - first, out.shape[1], dtype=work[0][1].a.dtype, device=out.device)
     for (segment, group), low in zip(work, shrunk, strict=True):
-        _expand_all(delta, segment, group, low, first)
+        _expand_all(delta, segment, group, low, first, product)
     out[first:last].add_(delta)
 
 
-def _expand_all(out: Tensor, segment: Segment, group: SiteGroup, shrunk: Tensor, first_row: int) -> None:
+def _expand_all(
+    out: Tensor, segment: Segment, group: SiteGroup, shrunk: Tensor, first_row: int, product: Tensor | None
+) -> None:
     """Add one adapter's deltas to ``out``, whose row 0 is row ``first_row`` of the batch."""
+    if group.is_dora:
+        assert product is not None
+        _add_dora(out, segment, group, shrunk, first_row, product)
+        return
     weight = segment.weight
     if segment.row_weights is not None:
         # In float32, then rounded once: the weights of a composition need not be bf16 numbers.
@@ -106,6 +129,20 @@ def _expand_all(out: Tensor, segment: Segment, group: SiteGroup, shrunk: Tensor,
         if site.bias is not None:
             delta += _biases(site.bias, segment)
         _columns(out, site).index_add_(0, index, delta, alpha=site.scale * weight)
+
+
+def _add_dora(out: Tensor, segment: Segment, group: SiteGroup, shrunk: Tensor, first_row: int, product: Tensor) -> None:
+    weights = segment.weight if segment.row_weights is None else segment.row_weights
+    rows = segment.take(product)
+    for site in group.expands:
+        assert site.gain is not None
+        change = torch.mm(shrunk[:, site.rank_start : site.rank_stop], site.b.t()).mul_(site.scale)
+        change = torch.addcmul(change, change + _columns(rows, site), site.gain)
+        change = (change * weights).to(out.dtype)
+        if segment.index is None:
+            _columns(out[segment.start - first_row : segment.stop - first_row], site).add_(change)
+        else:
+            _columns(out, site).index_add_(0, segment.index - first_row, change)
 
 
 def _biases(bias: Tensor, segment: Segment) -> Tensor:

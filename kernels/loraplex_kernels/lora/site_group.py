@@ -19,6 +19,9 @@ class Expand:
     """PEFT's effective scaling: alpha / r, or alpha / sqrt(r) for rsLoRA."""
     bias: Tensor | None = None
     """[out_stop - out_start], contiguous, dtype of A: added to ``B A x`` before the scaling. CPU paths only."""
+    gain: Tensor | None = None
+    """[out_stop - out_start], contiguous, dtype of A: of DoRA, whose change of a row is ``gain * W x + (1 + gain) *
+    scale * B A x``. CPU paths only."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +38,13 @@ class SiteGroup:
     """Whether each ``b`` is packed for the kernels of ``cpu_native``, which then alone can read it."""
 
     @property
+    def is_dora(self) -> bool:
+        """Whether the change depends on the base linear's output: of all sites of an adapter, or of none."""
+        return self.expands[0].gain is not None
+
+    @property
     def num_bytes(self) -> int:
         """Of all tensors, without the padding of packed ones (none where outputs come in 16s and ranks are even)."""
         num_b = sum((site.out_stop - site.out_start) * (site.rank_stop - site.rank_start) for site in self.expands)
-        num_biases = sum(site.bias.numel() for site in self.expands if site.bias is not None)
-        return (self.a.numel() + num_b + num_biases) * self.a.element_size()
+        vectors = (vector for site in self.expands for vector in (site.bias, site.gain) if vector is not None)
+        return (self.a.numel() + num_b + sum(vector.numel() for vector in vectors)) * self.a.element_size()

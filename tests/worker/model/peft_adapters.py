@@ -45,7 +45,9 @@ def make_adapter(base: Any, seed: int, **options: Any) -> PeftAdapter:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" in name:
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(1 + torch.randn(parameter.shape, generator=generator) * 0.2)
+            elif "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     sites, tensors = _extract(model)
     spec = AdapterSpec(
@@ -80,11 +82,15 @@ def _extract(model: Any) -> tuple[list[LoraSite], dict[str, StoredTensor]]:
         tensors[site_key(site) + ".B"] = _stored(up)
         if kind is AdapterKind.LORA_BIAS:
             tensors[site_key(site) + ".bias"] = _stored(module.lora_B["default"].bias)
+        if kind is AdapterKind.DORA:
+            tensors[site_key(site) + ".magnitude"] = _stored(module.lora_magnitude_vector["default"].weight)
     assert sites
     return sites, tensors
 
 
 def _kind(module: Any) -> AdapterKind:
+    if "default" in module.lora_magnitude_vector:
+        return AdapterKind.DORA
     return AdapterKind.LORA_BIAS if module.lora_bias["default"] else AdapterKind.LORA
 
 

@@ -35,8 +35,10 @@ CONFIGS: list[dict[str, Any]] = [
     {"r": 5, "lora_alpha": 6, "target_modules": ["embed_tokens", "lm_head", "v_proj"]},
     {"r": 2, "lora_alpha": 3, "target_modules": ["lm_head"]},
     {"r": 4, "lora_alpha": 6, "target_modules": [*ALL_LINEAR, "lm_head"], "lora_bias": True},
+    {"r": 4, "lora_alpha": 6, "target_modules": ALL_LINEAR, "use_dora": True},
+    {"r": 3, "lora_alpha": 5, "target_modules": ["embed_tokens", "lm_head", "up_proj"], "use_dora": True},
 ]
-LENGTHS = (11, 3, 19, 7, 9, 14, 6, 12, 5, 8, 10, 4)
+LENGTHS = (11, 3, 19, 7, 9, 14, 6, 12, 5, 8, 10, 4, 13, 7)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ def mixed_rows(
     world: World, weights: tuple[LoraWeights, ...], dtype: torch.dtype, chunks: list[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One batch of a base sequence, every adapter alone, and two more of one of them: ours, and PEFT's."""
-    owners = [None, *range(7), 2, 0, *range(7, len(CONFIGS)), 7]
+    owners = [None, *range(7), 2, 0, *range(7, len(CONFIGS)), 8]
     pairs: list[AdapterPairs] = [() if owner is None else ((owner, 1.0),) for owner in owners]
     sequences = [Sequence(tokens, pair) for tokens, pair in zip(prompts(), pairs, strict=True)]
     got = PagedDriver(decoder_of(world, dtype), num_pages=80, adapters=weights).run(sequences, chunks)

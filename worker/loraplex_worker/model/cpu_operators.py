@@ -45,8 +45,15 @@ class CpuOperators:
     def attention(self, batch: StepBatch, kv: KvCache, windows: Sequence[int | None], num_heads: int) -> Attention:
         return CpuAttention(batch, kv, windows, num_heads, self._gather_buffer)
 
-    def add_lora(self, x: Tensor, out: Tensor, batch: LoraBatch, groups: Sequence[SiteGroup | None]) -> None:
-        grouped_cpu.add_lora(x, out, batch, groups)
+    def add_lora(
+        self,
+        x: Tensor,
+        out: Tensor,
+        batch: LoraBatch,
+        groups: Sequence[SiteGroup | None],
+        base_bias: Tensor | None = None,
+    ) -> None:
+        grouped_cpu.add_lora(x, out, batch, groups, base_bias)
 
     def add_lora_embedding(
         self, token_ids: Tensor, out: Tensor, batch: LoraBatch, groups: Sequence[SiteGroup | None]

@@ -152,10 +152,12 @@ class Decoder:
                 self._operators.add_lora_embedding(batch.token_ids, hidden, batch.lora, groups)
         return hidden
 
-    def _linear(self, linear: Linear, x: Tensor, lora: LoraBatch | None, groups: list[SiteGroup | None]) -> Tensor:
+    def _linear(
+        self, linear: Linear, x: Tensor, lora: LoraBatch | None, groups: list[SiteGroup | None], bias: Tensor | None
+    ) -> Tensor:
         out = linear(x)
         if lora is not None and any(groups):
-            self._operators.add_lora(x, out, lora, groups)
+            self._operators.add_lora(x, out, lora, groups, bias)
         return out
 
     def _attend(
@@ -170,7 +172,7 @@ class Decoder:
     ) -> Tensor:
         config, weights = self.config, layer.weights
         normed = self._operators.rms_norm(hidden, weights.input_norm, config.rms_norm_eps)
-        fused = self._linear(layer.qkv, normed, lora, groups.qkv)
+        fused = self._linear(layer.qkv, normed, lora, groups.qkv, weights.qkv_bias)
         heads = fused.view(fused.shape[0], -1, config.head_dim)
         query_key = heads[:, : config.num_heads + config.num_kv_heads]
         if weights.q_norm is not None and weights.k_norm is not None:
@@ -178,7 +180,7 @@ class Decoder:
         rotated = self._operators.rotate(query_key, *rotation)
         query, key = rotated[:, : config.num_heads], rotated[:, config.num_heads :]
         mixed = attention(index, query, key, heads[:, config.num_heads + config.num_kv_heads :])
-        return self._linear(layer.o, mixed, lora, groups.o)
+        return self._linear(layer.o, mixed, lora, groups.o, weights.o_bias)
 
     def _norm_heads(self, query_key: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         query, key = query_key[:, : self.config.num_heads], query_key[:, self.config.num_heads :]
@@ -188,8 +190,9 @@ class Decoder:
 
     def _mlp(self, layer: _Layer, hidden: Tensor, lora: LoraBatch | None, groups: _LayerGroups) -> Tensor:
         normed = self._operators.rms_norm(hidden, layer.weights.post_attention_norm, self.config.rms_norm_eps)
-        gate_up = self._linear(layer.gate_up, normed, lora, groups.gate_up)
-        return self._linear(layer.down, self._operators.silu_and_multiply(gate_up), lora, groups.down)
+        gate_up = self._linear(layer.gate_up, normed, lora, groups.gate_up, layer.weights.gate_up_bias)
+        inner = self._operators.silu_and_multiply(gate_up)
+        return self._linear(layer.down, inner, lora, groups.down, layer.weights.down_bias)
 
     def _logits(self, batch: StepBatch, hidden: Tensor) -> Tensor:
         """The head runs on the wanted rows only, with a descriptor of just those rows."""
@@ -201,7 +204,7 @@ class Decoder:
         lora = None
         if batch.lora is not None and any(groups):
             lora = batch.lora.select(batch.logit_rows.tolist())
-        return self._linear(self._head, normed, lora, groups)
+        return self._linear(self._head, normed, lora, groups, None)
 
 
 _NO_GROUPS = _LayerGroups(qkv=[], o=[], gate_up=[], down=[])

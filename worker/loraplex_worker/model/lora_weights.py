@@ -1,5 +1,6 @@
 """One adapter in the form that the decoder reads."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -17,6 +18,7 @@ from loraplex_kernels.cpu_native.adapter_groups import AdapterGroups, pack_group
 from loraplex_kernels.cpu_native.library import Library, Mode, library
 from loraplex_kernels.cpu_native.packed import DTYPES
 from loraplex_kernels.lora.site_group import Expand, SiteGroup
+from loraplex_worker.model.dora import BaseWeights
 from loraplex_worker.model.model_config import ModelConfig
 
 StoredTensor = tuple[str, tuple[int, ...], bytes]
@@ -90,7 +92,15 @@ class LoraWeights:
             message = f"adapters of kind {spec.kind} are served on CPU only; export it without {spec.kind}"
             raise FailedPrecondition(message, reason="ADAPTER_FEATURE_UNSUPPORTED", metadata={"field": spec.kind})
         kernels = native_library(cpu_kernels, dtype, torch.device(device))
-        builder = _Builder(spec, tensors, dtype, config, device, kernels)
+        with contextlib.ExitStack() as stack:
+            base = None
+            if spec.kind is AdapterKind.DORA:
+                base = stack.enter_context(BaseWeights.open(config.folder, is_tied=config.tie_word_embeddings))
+            builder = _Builder(spec, tensors, dtype, config, device, kernels, base)
+            return cls._built(builder, config, is_native=kernels is not None)
+
+    @classmethod
+    def _built(cls, builder: "_Builder", config: ModelConfig, *, is_native: bool) -> "LoraWeights":
         layers = tuple(
             LayerLora(
                 qkv=builder.group(index, Module.Q_PROJ, Module.K_PROJ, Module.V_PROJ),
@@ -109,7 +119,7 @@ class LoraWeights:
             embed_tokens=embed,
             lm_head=head,
             num_bytes=num_bytes,
-            config=None if kernels is None else config,
+            config=config if is_native else None,
         )
 
 
@@ -134,8 +144,10 @@ class _Builder:
         config: ModelConfig,
         device: torch.device | str,
         kernels: Library | None,
+        base: BaseWeights | None,
     ) -> None:
         self._kernels = kernels
+        self._base = base
         self._sites = {(site.layer, site.module): site for site in spec.sites}
         self._tensors = tensors
         self._unread = set(tensors)
@@ -155,9 +167,18 @@ class _Builder:
                 key = site_key(site)
                 downs.append(self._tensor(key + ".A", (site.rank, in_features)))
                 up = self._tensor(key + ".B", (out_features, site.rank))
-                has_bias = site.kind is AdapterKind.LORA_BIAS
-                bias = self._tensor(key + ".bias", (out_features,)) if has_bias else None
-                expands.append(_expand(site, up, bias, rank_start, out_start))
+                expands.append(
+                    Expand(
+                        rank_start=rank_start,
+                        rank_stop=rank_start + site.rank,
+                        out_start=out_start,
+                        out_stop=out_start + out_features,
+                        b=up,
+                        scale=site.scale,
+                        bias=self._bias(site, out_features),
+                        gain=self._gain(site, in_features, out_features),
+                    )
+                )
                 rank_start += site.rank
             out_start += out_features
         if not downs:
@@ -173,7 +194,25 @@ class _Builder:
         if odd:
             raise _refused(f"{len(odd)} sites or tensors do not belong to this base model, e.g. {odd[:8]}")
 
+    def _bias(self, site: LoraSite, out_features: int) -> Tensor | None:
+        if site.kind is not AdapterKind.LORA_BIAS:
+            return None
+        return self._tensor(f"{site_key(site)}.bias", (out_features,))
+
+    def _gain(self, site: LoraSite, in_features: int, out_features: int) -> Tensor | None:
+        if self._base is None:
+            return None
+        key, full = site_key(site), torch.float32
+        a = self._values(key + ".A", (site.rank, in_features)).to(full)
+        b = self._values(key + ".B", (out_features, site.rank)).to(full)
+        magnitude = self._values(key + ".magnitude", (out_features,)).to(full)
+        return self._base.gain(site, a, b, magnitude).to(device=self._device, dtype=self._dtype)
+
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._values(name, shape).to(device=self._device, dtype=self._dtype)
+
+    def _values(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """As stored."""
         if name not in self._tensors:
             raise _refused(f"tensor {name} is missing")
         stored, given, data = self._tensors[name]
@@ -186,20 +225,7 @@ class _Builder:
         assert sys.byteorder == "little", "tensors are stored little-endian"
         self._unread.discard(name)
         # A bytearray of its own: torch would warn about the read-only buffer of bytes, and must not share it.
-        values = torch.frombuffer(bytearray(data), dtype=source).view(shape)
-        return values.to(device=self._device, dtype=self._dtype)
-
-
-def _expand(site: LoraSite, up: Tensor, bias: Tensor | None, rank_start: int, out_start: int) -> Expand:
-    return Expand(
-        rank_start=rank_start,
-        rank_stop=rank_start + site.rank,
-        out_start=out_start,
-        out_stop=out_start + up.shape[0],
-        b=up,
-        scale=site.scale,
-        bias=bias,
-    )
+        return torch.frombuffer(bytearray(data), dtype=source).view(shape)
 
 
 def _features(config: ModelConfig, module: Module) -> tuple[int, int]:

@@ -134,6 +134,8 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     pad_token_id: int | None
+    folder: Path | None = dataclasses.field(default=None, compare=False)
+    """Where the weights lie, for adapters whose form depends on them (DoRA); None where it was made without."""
 
     @property
     def q_size(self) -> int:
@@ -159,7 +161,7 @@ class ModelConfig:
             raise _refused(f"config.json cannot be read: {type(error).__name__}") from error
         if not isinstance(fields, dict):
             raise _refused("config.json is not a JSON object")
-        return cls.from_fields(fields)
+        return dataclasses.replace(cls.from_fields(fields), folder=folder)
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "ModelConfig":

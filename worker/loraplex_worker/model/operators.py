@@ -69,8 +69,18 @@ class Operators(Protocol):
         """Plan the attention of one step; ``windows`` is per layer."""
         ...
 
-    def add_lora(self, x: Tensor, out: Tensor, batch: LoraBatch, groups: Sequence[SiteGroup | None]) -> None:
-        """Add every adapter's delta of one group of sites to ``out`` [T, out_features], in place."""
+    def add_lora(
+        self,
+        x: Tensor,
+        out: Tensor,
+        batch: LoraBatch,
+        groups: Sequence[SiteGroup | None],
+        base_bias: Tensor | None = None,
+    ) -> None:
+        """Add every adapter's delta of one group of sites to ``out`` [T, out_features], in place.
+
+        ``base_bias`` [out_features] is what ``out`` has beside the base product.
+        """
         ...
 
     def add_lora_embedding(

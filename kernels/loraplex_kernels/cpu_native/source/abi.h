@@ -18,6 +18,7 @@ struct LpxSite {
   const void* a;  // [rank, in_features]
   const void* b;  // [out_features, rank], packed
   const void* bias;  // [out_features], added to B A x, or null
+  const void* gain;  // [out_features], of DoRA: out += gain W x + (1 + gain) scale B A x; or null
   int64_t rank;
   float scale;
   int32_t dtype;

@@ -69,7 +69,7 @@ struct Step {
     }
     multiply_block<P>(num_rows, {x, x_stride(k)}, weights, k, bias ? bias + index * kBlock : nullptr, out, columns,
                       accumulate, ahead);
-    if (lora->num_segments) adapters.expand(group, site, index, columns, out);
+    if (lora->num_segments) adapters.expand(group, site, index, columns, out, {x, k, weights});
   }
 
   // out [num_rows, all sites] (+)= x W^T + bias + deltas.

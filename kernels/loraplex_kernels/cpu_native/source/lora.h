@@ -159,11 +159,23 @@ struct Adapters {
     return end;
   }
 
+  // One block of the base linear, which DoRA multiplies with once more.
+  struct Base {
+    const X* x;
+    int64_t k;
+    const typename H::w_t* weights;
+  };
+
   // out is the block's first column of row 0.
-  void expand(int64_t group, int64_t index, int64_t block, int64_t columns, Rows<float> out) const {
+  void expand(int64_t group, int64_t index, int64_t block, int64_t columns, Rows<float> out, const Base& base) const {
     for (int64_t segment = 0; segment < lora->num_segments; ++segment) {
       const LpxSite* site = site_of(lora, segment, group, index);
       if (site->rank == 0) continue;
+      if (site->gain) {
+        if (site->dtype == LPX_F32) add_dora<Float>(segment, site, index, block, columns, out, base);
+        else add_dora<Half>(segment, site, index, block, columns, out, base);
+        continue;
+      }
       if (site->dtype == LPX_F32) expand_segment<Float>(segment, site, index, block, columns, out);
       else expand_segment<Half>(segment, site, index, block, columns, out);
       if (!site->bias) continue;
@@ -173,6 +185,35 @@ struct Adapters {
   }
 
  private:
+  // out += weight * (gain * W x + (1 + gain) * scale * B A x); the shrunk rows have weight and scale in them.
+  template <class P>
+  void add_dora(int64_t segment, const LpxSite* site, int64_t index, int64_t block, int64_t columns, Rows<float> out,
+                const Base& base) const {
+    using S = typename P::x_t;
+    const auto* gain = static_cast<const typename P::w_t*>(site->gain) + block * kBlock;
+    const auto* b = static_cast<const typename P::w_t*>(site->b) + block_start<P>(block, site->rank);
+    const int64_t stride = shrunk[index].stride * static_cast<int64_t>(sizeof(float) / sizeof(S));
+    float product[kTileRows * kBlock], delta[kTileRows * kBlock];
+    out.index = lora->rows;
+    for (int64_t at = lora->starts[segment]; at < lora->starts[segment + 1]; at += kTileRows) {
+      const int64_t count = smaller(kTileRows, lora->starts[segment + 1] - at);
+      const S* from = reinterpret_cast<const S*>(shrunk[index].data + at * shrunk[index].stride);
+      multiply_block<H>(count, {base.x, x_stride(base.k), lora->rows + at}, base.weights, base.k, nullptr,
+                        {product, kBlock}, columns, false);
+      multiply_block<P>(count, {from, stride}, b, site->rank, nullptr, {delta, kBlock}, columns, false);
+      for (int64_t row = 0; row < count; ++row) {
+        const vf weight = set1(lora->row_weights[at + row]);
+        for (int64_t i = 0; i < columns; i += W) {
+          const int64_t left = columns - i;
+          float* to = out[at + row] + i;
+          const vf low = load_up_to(delta + row * kBlock + i, left);
+          const vf whole = fma(weight, load_up_to(product + row * kBlock + i, left), low);
+          store_up_to(to, add(load_up_to(to, left), fma(load_up_to(gain + i, left), whole, low)), left);
+        }
+      }
+    }
+  }
+
   template <class T>
   void add_bias(int64_t segment, const LpxSite* site, int64_t block, int64_t columns, Rows<float> out) const {
     const T* bias = static_cast<const T*>(site->bias) + block * kBlock;
