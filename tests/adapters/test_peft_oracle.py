@@ -16,11 +16,13 @@ from tests.adapters.adapter_folder import write_folder
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraplex_adapters.base_shape import BaseShape
+from loraplex_adapters.ingest import ingest
 from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.limits import Limits
 from loraplex_adapters.peft_folder import ParsedAdapter, parse_peft_folder
 from loraplex_adapters.peft_targets import module_path
 from loraplex_adapters.spec import site_key
+from loraplex_adapters.store import AdapterStore
 from loraplex_contract.errors import InvalidArgument, LoraplexError
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:peft.*")  # patterns that match nothing; we note them
@@ -270,3 +272,18 @@ def test_the_file_names_that_peft_uses_are_the_ones_we_read(base_folder, tmp_pat
     parsed = parse_peft_folder(tmp_path, BaseShape.from_folder(base_folder), Limits())
     assert re.fullmatch("[0-9a-f]{64}", parsed.source_sha256)
     assert any("changes nothing yet" in note for note in parsed.notes)
+
+
+@pytest.mark.parametrize(("field", "kind"), [("lora_bias", "lora_bias"), ("use_dora", "dora")])
+def test_kind_and_size_of_a_stored_adapter_take_in_what_it_has_beside_a_and_b(base_folder, tmp_path, field, kind):
+    model = get_peft_model(_base_model(base_folder), LoraConfig(r=2, target_modules=["q_proj"], **{field: True}))
+    model.save_pretrained(tmp_path / "peft")
+    store = AdapterStore(tmp_path / "store")
+    report = ingest(tmp_path / "peft", base=BaseShape.from_folder(base_folder), store=store, limits=Limits())
+    spec = store.read_spec(report.spec.digest)
+    assert (spec, spec.kind) == (report.spec, kind)
+    assert {site.kind for site in spec.sites} == {kind}
+    assert [site.num_bytes for site in report.sites] == [4 * (2 * 16 + 16 * 2 + 16)] * 3
+    assert spec.num_parameters == 3 * (2 * 16 + 16 * 2 + 16)
+    stored = store.read_tensors(spec.digest)
+    assert sum(len(tensor.data) for tensor in stored.values()) == spec.num_bytes == 4 * spec.num_parameters

@@ -61,13 +61,19 @@ def _fill(entry: structures.Group, group: SiteGroup, starts: list[int]) -> None:
         site = entry.sites[starts.index(expand.out_start)]
         site.a = group.a.data_ptr() + expand.rank_start * row_bytes
         site.b = expand.b.data_ptr()
-        site.rank = expand.rank_stop - expand.rank_start
+        site.rank = _checked_rank(expand)
         site.scale = expand.scale
         site.dtype = DTYPES[group.a.dtype]
-        if expand.bias is not None:
-            site.bias = _checked(expand.bias, group, expand).data_ptr()
-        if expand.gain is not None:
-            site.gain = _checked(expand.gain, group, expand).data_ptr()
+        for kind, vector in ((structures.BIAS, expand.bias), (structures.DORA, expand.gain)):
+            if vector is not None:
+                site.kind, site.vector = kind, _checked(vector, group, expand).data_ptr()
+
+
+def _checked_rank(expand: Expand) -> int:
+    rank = expand.rank_stop - expand.rank_start
+    if not 0 < rank <= structures.MAX_RANK or (expand.bias is not None and expand.gain is not None):
+        raise ValueError(f"a site has a rank of 1 to {structures.MAX_RANK}, got {rank}, and a bias or a gain, not both")
+    return rank
 
 
 def _checked(vector: Tensor, group: SiteGroup, expand: Expand) -> Tensor:

@@ -6,6 +6,9 @@ from typing import Final
 MAX_SITES: Final = 3
 F32: Final = 0
 BF16: Final = 1
+MAX_RANK: Final = (1 << 16) - 1
+BIAS: Final = 1
+DORA: Final = 2
 
 
 class Linear(ctypes.Structure):
@@ -21,11 +24,11 @@ class Site(ctypes.Structure):
     _fields_ = (
         ("a", ctypes.c_void_p),
         ("b", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("gain", ctypes.c_void_p),
-        ("rank", ctypes.c_int64),
+        ("vector", ctypes.c_void_p),
         ("scale", ctypes.c_float),
-        ("dtype", ctypes.c_int32),
+        ("rank", ctypes.c_uint16),
+        ("dtype", ctypes.c_uint8),
+        ("kind", ctypes.c_uint8),
     )
 
 

@@ -174,6 +174,49 @@ def test_num_bytes_counts_every_tensor_in_the_compute_dtype(world: World) -> Non
         assert adapter.weights(world.config, torch.bfloat16).num_bytes == adapter.spec.num_bytes // 2
 
 
+@pytest.mark.parametrize("number", [7, 8, 9])
+def test_a_weight_multiplies_the_whole_change_of_a_bias_and_of_dora(world: World, number: int) -> None:
+    """One head alone, where the change of the logits is the change of one linear."""
+    base = make_model("llama-tied-multihead")
+    options = {**CONFIGS[number], "target_modules": ["lm_head"]}
+    adapter = make_adapter(base, 31, **options)
+    folder = save(base, world.folder / f"tied-{number}")
+    config = ModelConfig.from_folder(folder)
+    decoder = Decoder(config, load_weights(folder, config, torch.float32))
+    tokens = prompts()[0]
+    driver = PagedDriver(decoder, adapters=(adapter.weights(config),))
+    halved, plain = driver.run([Sequence(tokens, ((0, -0.5),)), Sequence(tokens)], [4, 1])
+    torch.testing.assert_close(halved, plain - 0.5 * (adapter.logits(tokens) - plain), atol=2e-4, rtol=1e-4)
+
+
+def test_a_device_other_than_the_cpu_refuses_the_kinds_it_cannot_serve(world: World) -> None:
+    for number, kind in ((7, "lora_bias"), (8, "dora")):
+        adapter = world.adapters[number]
+        with pytest.raises(FailedPrecondition, match=kind) as caught:
+            LoraWeights.from_tensors(
+                adapter.spec, adapter.tensors, dtype=torch.float32, config=world.config, device="meta"
+            )
+        assert caught.value.reason == "ADAPTER_FEATURE_UNSUPPORTED"
+
+
+def test_dora_without_the_base_models_folder_or_with_a_column_of_norm_zero_is_refused(world: World) -> None:
+    adapter = world.adapters[8]
+    nowhere = dataclasses.replace(world.config, folder=None)
+    with pytest.raises(FailedPrecondition, match="use_dora needs the weights of the base model"):
+        adapter.weights(nowhere)
+    base = make_model("llama")
+    with torch.no_grad():
+        base.model.layers[1].self_attn.q_proj.weight[3] = 0
+    zero = make_adapter(base, 5, r=1, target_modules=["q_proj"], use_dora=True)
+    name = "layers.1.q_proj.B"
+    dtype, shape, data = zero.tensors[name]
+    zeroed = dataclasses.replace(zero, tensors={**zero.tensors, name: (dtype, shape, bytes(len(data)))})
+    config = ModelConfig.from_folder(save(base, world.folder / "zero"))
+    with pytest.raises(FailedPrecondition, match=r"layers\.1\.q_proj: the norm") as caught:
+        zeroed.weights(config)
+    assert caught.value.reason == "ADAPTER_NONFINITE"
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

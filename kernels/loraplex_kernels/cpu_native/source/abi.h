@@ -13,15 +13,17 @@ struct LpxLinear {
   int64_t in_features;
 };
 
+// LPX_BIAS: scale * (B A x + vector). LPX_DORA: vector * W x + (1 + vector) * scale * B A x.
+enum { LPX_PLAIN = 0, LPX_BIAS = 1, LPX_DORA = 2 };
+
 // One adapter at one site. rank 0: it does not change the site.
 struct LpxSite {
   const void* a;  // [rank, in_features]
   const void* b;  // [out_features, rank], packed
-  const void* bias;  // [out_features], added to B A x, or null
-  const void* gain;  // [out_features], of DoRA: out += gain W x + (1 + gain) scale B A x; or null
-  int64_t rank;
+  const void* vector;  // [out_features], what the kind has beside A and B, or null
   float scale;
-  int32_t dtype;
+  uint16_t rank;  // small, so that a site stays half a cache line: every block of every linear looks at all of them
+  uint8_t dtype, kind;
 };
 struct LpxGroup {
   LpxSite sites[LPX_MAX_SITES];
