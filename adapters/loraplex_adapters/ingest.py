@@ -6,8 +6,9 @@ from pathlib import Path
 from loraplex_adapters.base_shape import BaseShape
 from loraplex_adapters.digest import adapter_digest, payload_digest
 from loraplex_adapters.limits import Limits
+from loraplex_adapters.module import Module
 from loraplex_adapters.peft_folder import ParsedAdapter, parse_peft_folder
-from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key, tensor_names
+from loraplex_adapters.spec import AdapterSpec, LoraSite, saved_name, site_key, tensor_names
 from loraplex_adapters.store import AdapterStore
 from loraplex_contract.errors import InvalidArgument
 
@@ -19,6 +20,7 @@ class SiteReport:
     key: str
     """As ``site_key``: ``layers.3.q_proj``, ``embed_tokens`` or ``lm_head``."""
     rank: int
+    """0: the adapter brings the whole weight."""
     scale: float
     dtype: str
     num_bytes: int
@@ -71,7 +73,10 @@ def ingest(
         store.put(spec, parsed.tensors)
     return IngestReport(
         spec=spec,
-        sites=tuple(_site_report(site, parsed) for site in spec.sites),
+        sites=(
+            *(_site_report(site, parsed) for site in spec.sites),
+            *(_saved_report(module, parsed) for module in spec.saved),
+        ),
         source_sha256=parsed.source_sha256,
         notes=parsed.notes,
         is_stored=not validate_only,
@@ -96,9 +101,15 @@ def _spec_of(parsed: ParsedAdapter) -> AdapterSpec:
         num_bytes=num_bytes,
         max_rank=max(site.rank for site in parsed.sites),
         base_model_name=parsed.base_model_name,
+        saved=parsed.saved,
     )
 
 
 def _site_report(site: LoraSite, parsed: ParsedAdapter) -> SiteReport:
     num_bytes = sum(len(parsed.tensors[name].data) for name in tensor_names(site))
     return SiteReport(key=site_key(site), rank=site.rank, scale=site.scale, dtype=parsed.dtype, num_bytes=num_bytes)
+
+
+def _saved_report(module: Module, parsed: ParsedAdapter) -> SiteReport:
+    num_bytes = len(parsed.tensors[saved_name(module)].data)
+    return SiteReport(key=module.value, rank=0, scale=1.0, dtype=parsed.dtype, num_bytes=num_bytes)

@@ -8,9 +8,10 @@ from typing import Any
 from loraplex_adapters.json_document import parse_json_object
 from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.limits import Limits
+from loraplex_adapters.module import GLOBAL_MODULES, Module
 from loraplex_adapters.name_suffix import is_plain
 from loraplex_adapters.peft_fields import check_fields
-from loraplex_adapters.refusal import malformed, quote
+from loraplex_adapters.refusal import malformed, quote, unsupported_feature
 from loraplex_adapters.refusals import Refusals
 from loraplex_contract.errors import InvalidArgument
 
@@ -19,6 +20,11 @@ _PEFT_DEFAULT_RANK = 8
 _PEFT_DEFAULT_ALPHA = 8
 _MAX_EXACT_INT = 2**53
 _MAX_NAME_CHARS = 1024
+_SAVED_NAMES = {
+    "embed_tokens": Module.EMBED_TOKENS,
+    "model.embed_tokens": Module.EMBED_TOKENS,
+    "lm_head": Module.LM_HEAD,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,8 @@ class PeftConfig:
     """None: all layers."""
     layers_pattern: tuple[str, ...]
     base_model_name: str
+    saved: tuple[Module, ...]
+    """modules_to_save: embed_tokens, lm_head or both."""
 
     def scale(self, alpha: float, rank: int) -> float:
         """PEFT's scaling, computed with the same expression so that it is the same double."""
@@ -72,9 +80,25 @@ def parse_peft_config(data: bytes, limits: Limits, refusals: Refusals | None = N
         layers_to_transform=_layers(document.get("layers_to_transform"), limits),
         layers_pattern=_layers_pattern(document.get("layers_pattern"), limits),
         base_model_name=_base_model_name(document.get("base_model_name_or_path")),
+        saved=_saved(document.get("modules_to_save"), found),
     )
+    if refusals is None:
+        found.raise_if_any()
     _check_layer_selection(document, config)
     return config
+
+
+def _saved(names: object, found: Refusals) -> tuple[Module, ...]:
+    if names is None:
+        return ()
+    if not isinstance(names, list) or not all(type(name) is str for name in names):
+        raise _wrong("modules_to_save", names, "a list of names")
+    others = [name for name in names if name not in _SAVED_NAMES]
+    if others:
+        problem = f"names {quote(others[0])}; only embed_tokens and lm_head are supported"
+        found.add("modules_to_save", problem, unsupported_feature("modules_to_save", f"modules_to_save {problem}"))
+    chosen = {_SAVED_NAMES[name] for name in names if name in _SAVED_NAMES}
+    return tuple(module for module in GLOBAL_MODULES if module in chosen)
 
 
 def _kind(document: Mapping[str, Any]) -> AdapterKind:

@@ -26,6 +26,7 @@ HONOURED: Final = frozenset(
         "layers_pattern",
         "lora_bias",
         "use_dora",
+        "modules_to_save",
     }
 )
 
@@ -57,7 +58,6 @@ _HARMLESS: Final[Mapping[str, Callable[[object], bool]]] = {
 _REFUSED: Final[Mapping[str, Callable[[object], bool]]] = {
     "bias": _is_one_of(None, "none"),
     "fan_in_fan_out": _is_one_of(None, False),
-    "modules_to_save": _is_one_of(None, []),
     "trainable_token_indices": _is_one_of(None),
     "layer_replication": _is_one_of(None, []),
     "target_parameters": _is_one_of(None, []),

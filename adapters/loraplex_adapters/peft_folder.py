@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loraplex_adapters.base_shape import BaseShape
 from loraplex_adapters.limits import Limits
+from loraplex_adapters.module import Module
 from loraplex_adapters.peft_config import CONFIG_NAME, parse_peft_config
 from loraplex_adapters.peft_targets import resolve_targets
 from loraplex_adapters.peft_tensors import check_tensors
@@ -32,8 +33,9 @@ class ParsedAdapter:
     """A checked adapter that has no digest yet."""
 
     sites: tuple[LoraSite, ...]
+    saved: tuple[Module, ...]
     tensors: dict[str, TensorBytes]
-    """``<site key>.A`` and ``<site key>.B`` of every site, in site order; nothing else."""
+    """What ``AdapterSpec.tensor_names`` names; nothing else."""
     dtype: str
     base_model_name: str
     source_sha256: str
@@ -65,9 +67,10 @@ def parse_peft_folder(folder: Path, base: BaseShape, limits: Limits) -> ParsedAd
             file = read_tensor_file(WEIGHTS_NAME, dir_fd=dir_fd, limits=limits)
     finally:
         os.close(dir_fd)
-    checked = check_tensors(file.tensors, targets.sites, base, found)
+    checked = check_tensors(file.tensors, targets.sites, base, found, config.saved)
     return ParsedAdapter(
         sites=targets.sites,
+        saved=config.saved,
         tensors=checked.tensors,
         dtype=next(iter(checked.tensors.values())).dtype,
         base_model_name=config.base_model_name,

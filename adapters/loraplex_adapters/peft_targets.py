@@ -182,6 +182,10 @@ class _Sizes:
         self._ambiguity: str | None = None
 
     @property
+    def saved(self) -> tuple[Module, ...]:
+        return self._config.saved
+
+    @property
     def kind(self) -> AdapterKind:
         return self._config.kind
 
@@ -229,6 +233,9 @@ def _site(path: str, layer: int | None, module: Module, sizes: _Sizes, limits: L
     if sizes.kind is AdapterKind.LORA_BIAS and module is Module.EMBED_TOKENS:
         problem = "is not supported for embed_tokens, and target_modules selects it"  # not by PEFT either
         found.add("lora_bias", problem, unsupported_feature("lora_bias", f"lora_bias {problem}"))
+    if module in sizes.saved:
+        problem = f"names {module}, and target_modules selects it; only one of the two is supported"
+        found.add("modules_to_save", problem, unsupported_feature("modules_to_save", f"modules_to_save {problem}"))
     return LoraSite(layer=layer, module=module, rank=rank, scale=scale, kind=sizes.kind)
 
 

@@ -21,8 +21,8 @@ from loraplex_adapters.refusal import (
     unsupported_feature,
 )
 from loraplex_adapters.refusals import Refusals
-from loraplex_adapters.spec import LoraSite, site_key
-from loraplex_adapters.tensor import TensorBytes
+from loraplex_adapters.spec import LoraSite, saved_name, site_key
+from loraplex_adapters.tensor import TensorBytes, widened
 from loraplex_contract.errors import LoraplexError
 
 _PREFIX = "base_model.model."
@@ -57,17 +57,23 @@ class CheckedTensors(NamedTuple):
 
 
 def check_tensors(
-    found: Mapping[str, TensorBytes], sites: tuple[LoraSite, ...], base: BaseShape, refusals: Refusals
+    found: Mapping[str, TensorBytes],
+    sites: tuple[LoraSite, ...],
+    base: BaseShape,
+    refusals: Refusals,
+    saved: tuple[Module, ...] = (),
 ) -> CheckedTensors:
-    """Match ``found`` one to one with what ``sites`` need.
+    """Match ``found`` one to one with what ``sites`` and the modules that are ``saved`` whole need.
 
-    All LoRA tensors must have one dtype: results are promised for that dtype, and PEFT writes no others.
+    All LoRA tensors must have one dtype: results are promised for that dtype, and PEFT writes no others. A module that
+    is saved whole has the base's dtype, as PEFT leaves it; beside LoRA in F32 it is widened, which changes no number.
 
     Raises:
         InvalidArgument: a tensor too many or missing, a rank that is not the config's, NaN or infinity.
         FailedPrecondition: a tensor that does not fit this base model or belongs to an unsupported feature.
     """
     expected = {item.name: item for site in sites for item in _expected_of(site, base)}
+    expected |= {item.name: item for item in (_saved_of(module, base) for module in saved)}
     extras = {name: tensor for name, tensor in found.items() if name not in expected}
     notes = [note for name, tensor in extras.items() if (note := _check_extra(name, tensor, base, refusals))]
     for item in expected.values():
@@ -76,13 +82,22 @@ def check_tensors(
         else:
             _check_missing(item, found, expected, refusals)
     present = {name: found[name] for name in expected if name in found}
-    _check_one_dtype(present, refusals)
+    names_saved = {_saved_of(module, base).name for module in saved}
+    lora = {name: tensor for name, tensor in present.items() if name not in names_saved}
+    _check_one_dtype(lora, refusals)
+    dtype = next((tensor.dtype for tensor in lora.values()), "")
+    for name in names_saved & present.keys():
+        if dtype == "F32":
+            present[name] = widened(present[name])
+        elif present[name].dtype != dtype:
+            problem = f"is {present[name].dtype} beside LoRA in {dtype}; convert all to one dtype"
+            _refuse(refusals, unfit, name, problem, reason=DTYPE_UNSUPPORTED)
     for name, tensor in present.items():
         if not is_finite(tensor):
             _refuse(refusals, malformed, name, "holds NaN or infinity", reason=NONFINITE)
     refusals.raise_if_any()
-    tensors = {item.key: found[item.name] for item in expected.values()}
-    if _changes_nothing(tensors, sites):
+    tensors = {item.key: present[item.name] for item in expected.values()}
+    if not saved and _changes_nothing(tensors, sites):
         notes.append("A or B of every site is zero: the adapter changes nothing yet")
     return CheckedTensors(tensors, tuple(notes))
 
@@ -101,6 +116,11 @@ def _expected_of(site: LoraSite, base: BaseShape) -> tuple[_Expected, ...]:
     if site.kind is AdapterKind.DORA:
         expected.append(_Expected(f"{path}.lora_magnitude_vector", f"{key}.magnitude", (out_features,), None))
     return tuple(expected)
+
+
+def _saved_of(module: Module, base: BaseShape) -> _Expected:
+    name = f"{_PREFIX}{module_path(None, module)}.weight"
+    return _Expected(name, saved_name(module), (base.vocab_size, base.hidden_size), None)
 
 
 def _refuse(refusals: Refusals, make: Callable[..., LoraplexError], name: str, problem: str, **details: str) -> None:
@@ -141,6 +161,9 @@ def _check_one_dtype(tensors: Mapping[str, TensorBytes], refusals: Refusals) -> 
 def _check_missing(
     item: _Expected, found: Mapping[str, TensorBytes], expected: Mapping[str, _Expected], refusals: Refusals
 ) -> None:
+    if item.key.endswith(".saved"):
+        _refuse(refusals, malformed, item.name, "is missing, and modules_to_save names its module")
+        return
     site = item.key.rpartition(".")[0]
     partners = [other.name for other in expected.values() if other.key.rpartition(".")[0] == site]
     partner = next((name for name in partners if name in found), None)

@@ -54,6 +54,11 @@ def tensor_names(site: LoraSite) -> tuple[str, ...]:
     return tuple(f"{site_key(site)}.{part}" for part in site.kind.parts)
 
 
+def saved_name(module: Module) -> str:
+    """Of the tensor of a module that the adapter brings whole."""
+    return f"{module.value}.saved"
+
+
 def site_order(site: LoraSite) -> tuple[int, int]:
     """Sort key: layers in order, modules in the order of ``Module``, then embed_tokens and lm_head."""
     layer = site.layer if site.layer is not None else 1 << 32
@@ -77,6 +82,9 @@ class AdapterSpec:
     max_rank: int
     base_model_name: str
     """What the adapter's author wrote; for people, not part of the digest, never checked."""
+    saved: tuple[Module, ...] = ()
+    """embed_tokens, lm_head or both, where the adapter brings its own [vocab_size, hidden_size] as ``<module>.saved``.
+    The digest knows it by the tensors' names."""
 
     def __post_init__(self) -> None:
         if not is_digest(self.digest) or not self.sites or self.num_bytes <= 0:
@@ -85,9 +93,19 @@ class AdapterSpec:
             raise ValueError("max_rank is not the largest rank of the sites")
         if any(site.kind is not self.kind for site in self.sites):
             raise ValueError("every site is of the adapter's kind")
+        if list(self.saved) != [module for module in GLOBAL_MODULES if module in self.saved]:
+            raise ValueError("saved modules are of the global ones, in order")
+        if any(site.module in self.saved for site in self.sites):
+            raise ValueError("a module is changed or replaced, not both")
         order = [site_order(site) for site in self.sites]
         if any(left >= right for left, right in itertools.pairwise(order)):
             raise ValueError("sites must be sorted and unique")
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Of all tensors, in the order in which they are stored."""
+        sites = tuple(name for site in self.sites for name in tensor_names(site))
+        return sites + tuple(saved_name(module) for module in self.saved)
 
     @property
     def num_parameters(self) -> int:
@@ -97,6 +115,8 @@ class AdapterSpec:
     def to_json(self) -> str:
         """One line of JSON; scales as hexadecimal floats, so that they come back bit for bit."""
         document = dataclasses.asdict(self)
+        if not self.saved:
+            del document["saved"]  # as it was written before there were any
         document["sites"] = [[site_key(site), site.rank, site.scale.hex()] for site in self.sites]
         return json.dumps(document, separators=(",", ":"), sort_keys=True)
 
@@ -115,7 +135,7 @@ class AdapterSpec:
 
 def _spec_from_document(document: Any) -> AdapterSpec:
     expected = {field.name for field in dataclasses.fields(AdapterSpec)}
-    if not isinstance(document, dict) or set(document) != expected:
+    if not isinstance(document, dict) or set(document) | {"saved"} != expected:
         raise ValueError("unexpected fields")
     for name, kind in (("digest", str), ("base_model_name", str), ("num_bytes", int), ("max_rank", int)):
         if type(document[name]) is not kind:
@@ -124,7 +144,8 @@ def _spec_from_document(document: Any) -> AdapterSpec:
     if document["dtype"] not in ITEM_BYTES:
         raise ValueError("unknown dtype")
     sites = tuple(_site_from_entry(*entry, kind=adapter_kind) for entry in document["sites"])
-    return AdapterSpec(**{**document, "kind": adapter_kind, "sites": sites})
+    saved = tuple(Module(name) for name in document.get("saved", ()))
+    return AdapterSpec(**{**document, "kind": adapter_kind, "sites": sites, "saved": saved})
 
 
 def _site_from_entry(key: str, rank: int, scale_hex: str, *, kind: AdapterKind) -> LoraSite:

@@ -17,7 +17,7 @@ from loraplex_adapters.digest import adapter_digest, payload_digest
 from loraplex_adapters.limits import Limits
 from loraplex_adapters.regular_file import read_small_file
 from loraplex_adapters.safetensors_file import encode_header, read_tensor_file
-from loraplex_adapters.spec import AdapterSpec, is_digest, tensor_names
+from loraplex_adapters.spec import AdapterSpec, is_digest
 from loraplex_adapters.tensor import TensorBytes
 from loraplex_contract.errors import DataLoss, InvalidArgument, LoraplexError, NotFound
 
@@ -185,7 +185,7 @@ def _read_tensors(dir_fd: int, digest: str) -> dict[str, TensorBytes]:
 
 
 def _write_version(folder: Path, spec: AdapterSpec, payload: bytes, tensors: Mapping[str, TensorBytes]) -> None:
-    ordered = {name: tensors[name] for site in spec.sites for name in tensor_names(site)}
+    ordered = {name: tensors[name] for name in spec.tensor_names}
     _write_file(folder / _TENSORS_NAME, [encode_header(ordered), *(tensor.data for tensor in ordered.values())])
     document = json.dumps({"spec": spec.to_json(), "payload_sha256": payload.hex()})
     _write_file(folder / _SPEC_NAME, [document.encode()])

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """The dtypes that LoRA weights may have, by their safetensors name, and the bytes of one element."""
 
@@ -17,3 +19,13 @@ class TensorBytes(NamedTuple):
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
+
+
+def widened(tensor: TensorBytes) -> TensorBytes:
+    """The same numbers as F32."""
+    if tensor.dtype == "F32":
+        return tensor
+    if tensor.dtype == "F16":
+        return TensorBytes("F32", tensor.shape, np.frombuffer(tensor.data, "<f2").astype("<f4").tobytes())
+    bits = np.frombuffer(tensor.data, "<u2").astype("<u4") << np.uint32(16)
+    return TensorBytes("F32", tensor.shape, bits.astype("<u4").tobytes())

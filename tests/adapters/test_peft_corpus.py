@@ -27,7 +27,7 @@ from loraplex_adapters.module import Module
 from loraplex_adapters.peft_fields import REFUSED
 from loraplex_adapters.peft_folder import ParsedAdapter, parse_peft_folder
 from loraplex_adapters.peft_targets import module_path
-from loraplex_adapters.spec import site_key
+from loraplex_adapters.spec import saved_name, site_key
 from loraplex_contract.errors import LoraplexError
 
 TOKENS = torch.tensor([[1, 5, 9, 2, 7, 3]])
@@ -210,6 +210,8 @@ def _served(base: Any, parsed: ParsedAdapter) -> torch.Tensor:
             factor = _values(parsed, f"{site_key(site)}.magnitude") / weight.norm(dim=0 if is_embedding else 1)
             weight = weight * (factor if is_embedding else factor[:, None])
         weights[name] = weight
+    for module in parsed.saved:
+        weights[f"{module_path(None, module)}.weight"] = _values(parsed, saved_name(module))
     result: torch.Tensor = torch.func.functional_call(base, weights, (TOKENS,)).logits
     return result
 

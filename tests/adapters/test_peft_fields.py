@@ -17,7 +17,6 @@ from loraplex_contract.errors import FailedPrecondition, InvalidArgument
 ACTIVE_VALUES = {
     "bias": "all",
     "fan_in_fan_out": True,
-    "modules_to_save": ["lm_head"],
     "trainable_token_indices": [1, 2],
     "layer_replication": [[0, 2], [1, 2]],
     "target_parameters": ["mlp.experts.up_proj"],

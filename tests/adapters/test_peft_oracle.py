@@ -19,9 +19,10 @@ from loraplex_adapters.base_shape import BaseShape
 from loraplex_adapters.ingest import ingest
 from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.limits import Limits
+from loraplex_adapters.module import Module
 from loraplex_adapters.peft_folder import ParsedAdapter, parse_peft_folder
 from loraplex_adapters.peft_targets import module_path
-from loraplex_adapters.spec import site_key
+from loraplex_adapters.spec import saved_name, site_key
 from loraplex_adapters.store import AdapterStore
 from loraplex_contract.errors import InvalidArgument, LoraplexError
 
@@ -95,6 +96,9 @@ def _saved_document(folder: Path) -> dict[str, Any]:
 
 def _check_bytes(model: Any, parsed: ParsedAdapter) -> None:
     parameters = dict(model.named_parameters())
+    for module in parsed.saved:
+        saved = parameters[f"base_model.model.{module_path(None, module)}.modules_to_save.default.weight"]
+        assert parsed.tensors[saved_name(module)] == ("F32", saved.shape, saved.detach().numpy().tobytes())
     for site in parsed.sites:
         path = "base_model.model." + module_path(site.layer, site.module)
         is_embedding = f"{path}.lora_embedding_A.default" in parameters
@@ -162,6 +166,8 @@ HONOURED = {
     "embeddings and head": {"r": 2, "target_modules": ["embed_tokens", "lm_head", "q_proj"]},
     "bias": {"r": 2, "target_modules": ["q_proj", "up_proj", "lm_head"], "lora_bias": True, "use_rslora": True},
     "dora": {"r": 2, "target_modules": ["k_proj", "down_proj", "embed_tokens", "lm_head"], "use_dora": True},
+    "saved modules": {"r": 2, "target_modules": ["k_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "saved head": {"r": 2, "target_modules": ["k_proj", "embed_tokens"], "modules_to_save": ["lm_head"]},
     "gaussian": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
     "orthogonal": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     "mica": {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "mica"},
@@ -287,3 +293,33 @@ def test_kind_and_size_of_a_stored_adapter_take_in_what_it_has_beside_a_and_b(ba
     assert spec.num_parameters == 3 * (2 * 16 + 16 * 2 + 16)
     stored = store.read_tensors(spec.digest)
     assert sum(len(tensor.data) for tensor in stored.values()) == spec.num_bytes == 4 * spec.num_parameters
+
+
+def test_a_saved_module_of_a_bfloat16_base_beside_float32_lora_keeps_its_numbers(base_folder, tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(_base_model(base_folder).to(torch.bfloat16), config)
+    model.save_pretrained(tmp_path / "peft")
+    store = AdapterStore(tmp_path / "store")
+    report = ingest(tmp_path / "peft", base=BaseShape.from_folder(base_folder), store=store, limits=Limits())
+    assert store.read_spec(report.spec.digest) == report.spec
+    assert (report.spec.saved, report.spec.dtype) == ((Module.LM_HEAD,), "F32")
+    assert [(site.key, site.rank, site.num_bytes) for site in report.sites][-1] == ("lm_head", 0, 4 * 32 * 16)
+    assert report.spec.num_parameters == 3 * (2 * 16 + 16 * 2) + 32 * 16
+    weight = dict(model.named_parameters())["base_model.model.lm_head.modules_to_save.default.weight"]
+    stored = store.read_tensors(report.spec.digest)["lm_head.saved"]
+    assert stored == ("F32", (32, 16), weight.detach().float().numpy().tobytes())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+        {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]},
+    ],
+)
+def test_other_saved_modules_and_saved_targets_are_refused_by_name(base_folder, tmp_path, options):
+    write_folder(tmp_path, document={"peft_type": "LORA", **options}, tensors={})
+    with pytest.raises(LoraplexError) as caught:
+        parse_peft_folder(tmp_path, BaseShape.from_folder(base_folder), Limits())
+    assert caught.value.metadata["field"] == "modules_to_save"
+    assert caught.value.reason == "ADAPTER_FEATURE_UNSUPPORTED"

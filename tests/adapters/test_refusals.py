@@ -59,12 +59,12 @@ def test_every_bad_module_is_named_with_its_own_reason(tmp_path):
 
 
 def test_unsupported_fields_and_bad_modules_are_told_together(tmp_path):
-    document = config(modules_to_save=["norm"], bias="all", rank_pattern={"q_proj": 600}, some_future_field=1)
+    document = config(trainable_token_indices=[1], bias="all", rank_pattern={"q_proj": 600}, some_future_field=1)
     error = _refusal(write_folder(tmp_path, document=document))
     assert isinstance(error, FailedPrecondition)
-    assert (error.reason, error.metadata) == ("ADAPTER_FEATURE_UNSUPPORTED", {"field": "modules_to_save"})
+    assert (error.reason, error.metadata) == ("ADAPTER_FEATURE_UNSUPPORTED", {"field": "trainable_token_indices"})
     said = _said(error)
-    assert {"modules_to_save", "bias", "some_future_field"} <= set(said)
+    assert {"trainable_token_indices", "bias", "some_future_field"} <= set(said)
     assert "512" in said["model.layers.{0-1}.self_attn.q_proj"]
     assert f"{PREFIX}.{{0-1}}.self_attn.q_proj.lora_A.weight" in said
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import peft
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 
 from loraplex_adapters.kind import AdapterKind
-from loraplex_adapters.module import Module
-from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key, site_order
+from loraplex_adapters.module import GLOBAL_MODULES, Module
+from loraplex_adapters.spec import AdapterSpec, LoraSite, saved_name, site_key, site_order
 from loraplex_worker.model.lora_weights import LoraWeights, StoredTensor
 from loraplex_worker.model.model_config import ModelConfig
 
@@ -47,6 +48,8 @@ def make_adapter(base: Any, seed: int, **options: Any) -> PeftAdapter:
         for name, parameter in model.named_parameters():
             if "lora_magnitude_vector" in name:
                 parameter.mul_(1 + torch.randn(parameter.shape, generator=generator) * 0.2)
+            elif "modules_to_save" in name:
+                parameter.mul_(1 + torch.randn(parameter.shape, generator=generator) * 0.5)
             elif "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     sites, tensors = _extract(model)
@@ -58,6 +61,7 @@ def make_adapter(base: Any, seed: int, **options: Any) -> PeftAdapter:
         num_bytes=sum(len(data) for _, _, data in tensors.values()),
         max_rank=max(site.rank for site in sites),
         base_model_name="tiny",
+        saved=tuple(module for module in GLOBAL_MODULES if saved_name(module) in tensors),
     )
     return PeftAdapter(model=model, spec=spec, tensors=tensors)
 
@@ -66,6 +70,9 @@ def _extract(model: Any) -> tuple[list[LoraSite], dict[str, StoredTensor]]:
     sites: list[LoraSite] = []
     tensors: dict[str, StoredTensor] = {}
     for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            weight = module.modules_to_save["default"].weight
+            tensors[saved_name(Module(name.rpartition(".")[2]))] = _stored(weight)
         if not hasattr(module, "lora_A"):
             continue
         found = _PATH.search(name)

@@ -37,8 +37,10 @@ CONFIGS: list[dict[str, Any]] = [
     {"r": 4, "lora_alpha": 6, "target_modules": [*ALL_LINEAR, "lm_head"], "lora_bias": True},
     {"r": 4, "lora_alpha": 6, "target_modules": ALL_LINEAR, "use_dora": True},
     {"r": 3, "lora_alpha": 5, "target_modules": ["embed_tokens", "lm_head", "up_proj"], "use_dora": True},
+    {"r": 3, "target_modules": ["q_proj", "up_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    {"r": 3, "target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"], "use_dora": True},
 ]
-LENGTHS = (11, 3, 19, 7, 9, 14, 6, 12, 5, 8, 10, 4, 13, 7)
+LENGTHS = (11, 3, 19, 7, 9, 14, 6, 12, 5, 8, 10, 4, 13, 7, 9, 6)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,11 +176,18 @@ def test_num_bytes_counts_every_tensor_in_the_compute_dtype(world: World) -> Non
         assert adapter.weights(world.config, torch.bfloat16).num_bytes == adapter.spec.num_bytes // 2
 
 
-@pytest.mark.parametrize("number", [7, 8, 9])
-def test_a_weight_multiplies_the_whole_change_of_a_bias_and_of_dora(world: World, number: int) -> None:
-    """One head alone, where the change of the logits is the change of one linear."""
+HEADS: dict[str, dict[str, Any]] = {
+    "bias": {"target_modules": ["lm_head"], "lora_bias": True},
+    "dora": {"target_modules": ["lm_head"], "use_dora": True},
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "lora_alpha": 0},
+}
+
+
+@pytest.mark.parametrize("number", HEADS)
+def test_a_weight_multiplies_the_whole_change_of_each_kind(world: World, number: str) -> None:
+    """One head alone, where the change of the logits is the change of one linear. The base ties its head."""
     base = make_model("llama-tied-multihead")
-    options = {**CONFIGS[number], "target_modules": ["lm_head"]}
+    options = HEADS[number]
     adapter = make_adapter(base, 31, **options)
     folder = save(base, world.folder / f"tied-{number}")
     config = ModelConfig.from_folder(folder)
@@ -190,7 +199,7 @@ def test_a_weight_multiplies_the_whole_change_of_a_bias_and_of_dora(world: World
 
 
 def test_a_device_other_than_the_cpu_refuses_the_kinds_it_cannot_serve(world: World) -> None:
-    for number, kind in ((7, "lora_bias"), (8, "dora")):
+    for number, kind in ((7, "lora_bias"), (8, "dora"), (10, "modules_to_save")):
         adapter = world.adapters[number]
         with pytest.raises(FailedPrecondition, match=kind) as caught:
             LoraWeights.from_tensors(

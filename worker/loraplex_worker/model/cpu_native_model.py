@@ -1,5 +1,7 @@
 """The whole forward pass on the native CPU kernels: one call for all layers, one for the head."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from loraplex_worker.model.kv_cache import KvCache
 from loraplex_worker.model.lora_weights import LoraWeights, NativeLora
 from loraplex_worker.model.model_config import ModelConfig
 from loraplex_worker.model.rope import RotaryTable
+from loraplex_worker.model.saved_modules import add_saved_embedding, add_saved_head
 from loraplex_worker.model.step_batch import StepBatch
 from loraplex_worker.model.weights import LayerWeights, ModelWeights
 
@@ -72,6 +75,9 @@ class CpuNativeModel:
             groups = [adapter.embed_tokens for adapter in batch.adapters]
             if any(groups):
                 grouped_cpu.add_lora_embedding(batch.token_ids, embedded, batch.lora, groups)
+            if any(adapter.saved_embed is not None for adapter in batch.adapters):
+                saved = [adapter.saved_embed for adapter in batch.adapters]
+                add_saved_embedding(batch.token_ids, embedded, batch.lora, saved, self._embed_tokens)
         return embedded.to(torch.float32)
 
     def _lora_step(self, batch: StepBatch) -> LoraStep:
@@ -82,11 +88,21 @@ class CpuNativeModel:
 
     def _logits(self, batch: StepBatch, hidden: Tensor) -> Tensor:
         rows = hidden.index_select(0, batch.logit_rows)
-        lora = None
-        if batch.lora is not None and any(adapter.lm_head for adapter in batch.adapters):
+        lora, norm, eps = None, self._norm, self._config.rms_norm_eps
+        has_saved = any(adapter.saved_head is not None for adapter in batch.adapters)
+        if batch.lora is not None and (has_saved or any(adapter.lm_head for adapter in batch.adapters)):
             lora = batch.lora.select(batch.logit_rows.tolist())
         heads = [_native(adapter).head for adapter in batch.adapters] if lora is not None else ()
-        return self._head(rows, norm=self._norm, norm_eps=self._config.rms_norm_eps, lora=lora, adapters=heads)
+        logits = self._head(rows, norm=norm, norm_eps=eps, lora=lora, adapters=heads)
+        if has_saved and lora is not None:
+            saved = [adapter.saved_head for adapter in batch.adapters]
+            normed = torch.rms_norm(rows, (rows.shape[-1],), norm, eps)
+            base_of = functools.partial(self._base_logits, rows)
+            add_saved_head(normed, logits, lora, saved, base_of)
+        return logits
+
+    def _base_logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        return self._head(hidden.index_select(0, rows), norm=self._norm, norm_eps=self._config.rms_norm_eps)
 
 
 def _native(adapter: LoraWeights) -> NativeLora:

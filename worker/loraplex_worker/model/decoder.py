@@ -15,6 +15,7 @@ from loraplex_worker.model.lora_weights import native_library
 from loraplex_worker.model.model_config import ModelConfig
 from loraplex_worker.model.operators import Attention, Linear, Operators
 from loraplex_worker.model.rope import RotaryTable
+from loraplex_worker.model.saved_modules import add_saved_embedding, add_saved_head
 from loraplex_worker.model.step_batch import Span, StepBatch
 from loraplex_worker.model.weights import LayerWeights, ModelWeights
 
@@ -150,6 +151,9 @@ class Decoder:
             groups = [adapter.embed_tokens for adapter in batch.adapters]
             if any(groups):
                 self._operators.add_lora_embedding(batch.token_ids, hidden, batch.lora, groups)
+            if any(adapter.saved_embed is not None for adapter in batch.adapters):
+                saved = [adapter.saved_embed for adapter in batch.adapters]
+                add_saved_embedding(batch.token_ids, hidden, batch.lora, saved, self._embed_tokens)
         return hidden
 
     def _linear(
@@ -201,10 +205,15 @@ class Decoder:
         rows = hidden.index_select(0, batch.logit_rows)
         normed = self._operators.rms_norm(rows, self._norm, self.config.rms_norm_eps)
         groups = [adapter.lm_head for adapter in batch.adapters] if batch.lora is not None else []
+        saved = [adapter.saved_head for adapter in batch.adapters] if batch.lora is not None else []
+        has_saved = any(weight is not None for weight in saved)
         lora = None
-        if batch.lora is not None and any(groups):
+        if batch.lora is not None and (has_saved or any(groups)):
             lora = batch.lora.select(batch.logit_rows.tolist())
-        return self._linear(self._head, normed, lora, groups, None)
+        logits = self._linear(self._head, normed, lora, groups, None)
+        if has_saved and lora is not None:
+            add_saved_head(normed, logits, lora, saved, lambda rows: self._head(normed.index_select(0, rows)))
+        return logits
 
 
 _NO_GROUPS = _LayerGroups(qkv=[], o=[], gate_up=[], down=[])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loraplex_adapters.kind import AdapterKind
 from loraplex_adapters.module import Module
-from loraplex_adapters.spec import AdapterSpec, LoraSite, site_key
+from loraplex_adapters.spec import AdapterSpec, LoraSite, saved_name, site_key
 from loraplex_contract.errors import FailedPrecondition
 from loraplex_kernels.cpu_native.adapter_groups import AdapterGroups, pack_group
 from loraplex_kernels.cpu_native.library import Library, Mode, library
@@ -57,6 +57,10 @@ class LoraWeights:
     """Bytes of all tensors as they are held."""
     config: ModelConfig | None = None
     """The base model, where the groups (all but embed_tokens) are packed for the native CPU kernels."""
+    saved_embed: Tensor | None = None
+    """[vocab, hidden], in the place of the model's own for this adapter's rows."""
+    saved_head: Tensor | None = None
+    """[vocab, hidden]."""
     native: NativeLora | None = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -88,9 +92,10 @@ class LoraWeights:
             NativeUnavailable: as ``Decoder``.
             FailedPrecondition: a tensor is missing, unknown, of another dtype or shape than spec and base model say.
         """
-        if spec.kind is not AdapterKind.LORA and torch.device(device).type != "cpu":
-            message = f"adapters of kind {spec.kind} are served on CPU only; export it without {spec.kind}"
-            raise FailedPrecondition(message, reason="ADAPTER_FEATURE_UNSUPPORTED", metadata={"field": spec.kind})
+        special = "modules_to_save" if spec.saved else "" if spec.kind is AdapterKind.LORA else spec.kind.value
+        if special and torch.device(device).type != "cpu":
+            message = f"adapters with {special} are served on CPU only; export it without"
+            raise FailedPrecondition(message, reason="ADAPTER_FEATURE_UNSUPPORTED", metadata={"field": special})
         kernels = native_library(cpu_kernels, dtype, torch.device(device))
         with contextlib.ExitStack() as stack:
             base = None
@@ -111,15 +116,19 @@ class LoraWeights:
             for index in range(config.num_layers)
         )
         embed, head = builder.group(None, Module.EMBED_TOKENS), builder.group(None, Module.LM_HEAD)
+        saved_embed, saved_head = builder.saved(Module.EMBED_TOKENS), builder.saved(Module.LM_HEAD)
         builder.refuse_left_over()
         per_layer = itertools.chain.from_iterable((lora.qkv, lora.o, lora.gate_up, lora.down) for lora in layers)
         num_bytes = sum(group.num_bytes for group in (*per_layer, embed, head) if group is not None)
+        num_bytes += sum(weight.nbytes for weight in (saved_embed, saved_head) if weight is not None)
         return cls(
             layers=layers,
             embed_tokens=embed,
             lm_head=head,
             num_bytes=num_bytes,
             config=config if is_native else None,
+            saved_embed=saved_embed,
+            saved_head=saved_head,
         )
 
 
@@ -148,6 +157,7 @@ class _Builder:
     ) -> None:
         self._kernels = kernels
         self._base = base
+        self._saved = spec.saved
         self._sites = {(site.layer, site.module): site for site in spec.sites}
         self._tensors = tensors
         self._unread = set(tensors)
@@ -188,6 +198,12 @@ class _Builder:
         if self._kernels is None or Module.EMBED_TOKENS in modules:
             return group
         return pack_group(self._kernels, group)
+
+    def saved(self, module: Module) -> Tensor | None:
+        """The whole weight that the adapter brings for a module."""
+        if module not in self._saved:
+            return None
+        return self._tensor(saved_name(module), (self._config.vocab_size, self._config.hidden_size))
 
     def refuse_left_over(self) -> None:
         odd = sorted([site_key(site) for site in self._sites.values()] + list(self._unread))
