@@ -253,11 +253,12 @@ def main() -> None:
                 continue
             task = progress.add_task(pair.title, total=arguments.rounds)
             results.append(bench.measure(pair, arguments.rounds, lambda task=task: progress.advance(task)))
+            if not arguments.no_write:
+                # A pair with a slow peer takes half an hour: what is measured is not lost when the next is stopped.
+                write(results)
     print(table(results))
     for title in absent:
         print(f"not run, the peer is not installed: {title}")
-    if not arguments.no_write:
-        print(f"\nwritten to {write(results)}")
 
 
 if __name__ == "__main__":
